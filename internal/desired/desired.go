@@ -1,0 +1,229 @@
+// Package desired holds what a node's kernel should contain: plain values with
+// comparable keys, produced whole by package plan and made true by package
+// reconcile. It is a leaf: it imports the standard library only.
+//
+// A field named Netns is the name of a network namespace below /run/netns, or
+// "" for the namespace the agent runs in.
+package desired
+
+import "net/netip"
+
+// Protocol marks routes, rules and addresses as ours: the rtm_protocol number
+// (include/uapi/linux/rtnetlink.h leaves 176 unassigned).
+const Protocol = 176
+
+// LinkPrefix begins the name of every link and network namespace of ours.
+const LinkPrefix = "vpx-"
+
+// Namespace is a network namespace of ours, named below /run/netns.
+type Namespace struct{}
+
+// LinkKey names a link in a namespace.
+type LinkKey struct {
+	Netns string
+	Name  string
+}
+
+// Link is a multipoint GRE device (no remote address). It is created in the
+// agent's own namespace, which stays its underlay, and then moved to Netns.
+type Link struct {
+	Local netip.Addr // outer source address, on the underlay
+	Keyed bool       // false: GRE without a key, as in the plain recipe
+	Key   uint32     // GRE key, both directions; meaningful if Keyed
+	MTU   int        // bytes, of the inner packet
+	TTL   uint8      // of the outer header
+	Alias string     // ifalias; tells a person which attachment this is
+}
+
+// ENIKey names an elastic network interface that serves an attachment from
+// inside a namespace.
+type ENIKey struct {
+	Netns string
+	Name  string
+}
+
+// ENI is a physical (or cloud) interface that belongs into a namespace of
+// ours while its attachment exists, and back into the agent's when it is gone.
+type ENI struct {
+	MAC string // lower-case, colon-separated; identifies the device across moves
+}
+
+// AddressKey names an address on a link.
+type AddressKey struct {
+	Netns  string
+	Link   string
+	Prefix netip.Prefix // address with prefix length, host bits kept
+}
+
+// Address has no properties beyond its key.
+type Address struct{}
+
+// NeighborKey names a neighbor entry.
+type NeighborKey struct {
+	Netns string
+	Link  string
+	Addr  netip.Addr // protocol (tunnel) address
+}
+
+// Neighbor is a permanent neighbor entry of a multipoint tunnel.
+type Neighbor struct {
+	NBMA netip.Addr // underlay address that the tunnel address is reached at
+}
+
+// RouteKey names a route. Metric is part of the kernel's own key (fib_priority).
+type RouteKey struct {
+	Netns  string
+	Table  uint32
+	Dst    netip.Prefix // 0.0.0.0/0 or ::/0 is the default route
+	Metric uint32
+}
+
+// RouteType is the rtm_type of a route.
+type RouteType uint8
+
+// The route types that the product uses.
+const (
+	Unicast RouteType = iota
+	Unreachable
+)
+
+// Route is one unicast or unreachable route.
+type Route struct {
+	Type   RouteType
+	Link   string     // out interface; "" for unreachable
+	Via    netip.Addr // next hop; zero if on link
+	Onlink bool       // the next hop need not be covered by an address
+	Source netip.Addr // preferred source; zero: the kernel chooses
+}
+
+// RuleKey is a whole policy rule: rules have no identity beyond their content.
+type RuleKey struct {
+	Netns    string
+	IPv6     bool
+	Priority uint32
+	Mark     uint32
+	Mask     uint32
+	Table    uint32
+}
+
+// Rule has no properties beyond its key.
+type Rule struct{}
+
+// SysctlKey names a kernel parameter in slash form below /proc/sys, for example
+// "net/ipv4/ip_forward". Slashes, because interface names may contain dots.
+type SysctlKey struct {
+	Netns string
+	Name  string
+}
+
+// Sysctl is a parameter's value as the kernel prints it, without white space
+// around it.
+type Sysctl struct {
+	Value string
+}
+
+// PeerKey is one outer source that may speak GRE to a local endpoint with one
+// key. Whatever is in no PeerKey is dropped before decapsulation.
+type PeerKey struct {
+	Netns string
+	Local netip.Addr // our endpoint
+	Addr  netip.Addr // the peer's outer source
+	Keyed bool
+	Key   uint32
+}
+
+// Peer has no properties beyond its key.
+type Peer struct{}
+
+// SteerKey selects packets by source and destination.
+type SteerKey struct {
+	Netns string
+	Src   netip.Prefix // masked
+	Dst   netip.Prefix // masked
+}
+
+// Steer gives the selected packets a mark; bits outside Mask are kept.
+type Steer struct {
+	Mark uint32
+	Mask uint32
+}
+
+// EgressKey names a link whose egress is guarded.
+type EgressKey struct {
+	Netns string
+	Link  string
+}
+
+// Egress lists the only source addresses that may leave by a link. IPv4 and
+// IPv6 packets from any other source are dropped and counted; other protocols
+// (ARP) pass, and so does what IPv6 needs to work on a link: neighbor discovery.
+type Egress struct {
+	Sources []netip.Addr // sorted
+}
+
+// NATKey names a namespace's address translation and packet filter.
+type NATKey struct {
+	Netns string
+}
+
+// NAT is all that our iptables chains in one namespace hold.
+type NAT struct {
+	SNAT    []SNAT    // tried in order; the first match decides
+	Clamp   []Clamp   // TCP MSS, for SYN packets of both directions
+	Forward []Forward // who may open connections through this namespace
+	Guarded []string  // links (patterns as in LinkPattern) from which no new connection is accepted, neither to this machine nor through it, unless Forward allows it
+}
+
+// SNAT rewrites the source of connections that leave by a link. Ports are
+// chosen fully at random.
+type SNAT struct {
+	Out    string       // out interface; a trailing "+" matches the rest, as in iptables
+	To     netip.Addr   // the new source; zero means MASQUERADE
+	IPv6   bool         // family, for MASQUERADE; otherwise To decides
+	Except []netip.Addr // sources that stay as they are
+}
+
+// Clamp limits the MSS of TCP connections through a link, both directions.
+type Clamp struct {
+	Link string // a trailing "+" matches the rest
+	MTU  int    // bytes; MSS is MTU-40 for IPv4 and MTU-60 for IPv6
+}
+
+// Forward lets connections be opened from one link to another.
+type Forward struct {
+	In, Out string
+}
+
+// State is all that one node's kernel should hold. The zero value wants nothing.
+type State struct {
+	Namespaces map[string]Namespace
+	NAT        map[NATKey]NAT
+	Peers      map[PeerKey]Peer
+	Links      map[LinkKey]Link
+	ENIs       map[ENIKey]ENI
+	Egress     map[EgressKey]Egress
+	Addresses  map[AddressKey]Address
+	Neighbors  map[NeighborKey]Neighbor
+	Sysctls    map[SysctlKey]Sysctl
+	Routes     map[RouteKey]Route
+	Rules      map[RuleKey]Rule
+	Steers     map[SteerKey]Steer
+}
+
+// New returns an empty State with every map made.
+func New() State {
+	return State{
+		Namespaces: map[string]Namespace{},
+		NAT:        map[NATKey]NAT{},
+		Peers:      map[PeerKey]Peer{},
+		Links:      map[LinkKey]Link{},
+		ENIs:       map[ENIKey]ENI{},
+		Egress:     map[EgressKey]Egress{},
+		Addresses:  map[AddressKey]Address{},
+		Neighbors:  map[NeighborKey]Neighbor{},
+		Sysctls:    map[SysctlKey]Sysctl{},
+		Routes:     map[RouteKey]Route{},
+		Rules:      map[RuleKey]Rule{},
+		Steers:     map[SteerKey]Steer{},
+	}
+}

@@ -1,0 +1,208 @@
+// Package kernel talks to the Linux kernel: network namespaces, links,
+// addresses, neighbors, routes, rules, sysctls and egress filters, with netip
+// types on the outside. It knows nothing of ownership or intent; it lists
+// everything and writes what it is told.
+//
+// All of it is idempotent: adding what is there (with the same content) and
+// deleting what is not are successes. Dumps that the kernel reports as
+// interrupted are repeated (NLM_F_DUMP_INTR) and never returned partially.
+package kernel
+
+import (
+	"context"
+	"net/netip"
+)
+
+// Link is a network interface as the kernel reports it.
+type Link struct {
+	Index int
+	Name  string
+	Type  string // IFLA_INFO_KIND, for example "gre"; "" for a physical device
+	MAC   string // lower-case, colon-separated; "" if the device has none
+	PCI   string // bus address such as "0000:00:05.0"; "" if it is not on PCI
+	Alias string
+	MTU   int
+	Up    bool // administratively up
+	Lower bool // carrier (IFF_LOWER_UP)
+	NoARP bool
+	GRE   *GRE // nil unless Type is "gre"
+}
+
+// GRE is the configuration of an IPv4 GRE device.
+type GRE struct {
+	Local      netip.Addr
+	Remote     netip.Addr // zero: multipoint
+	Keyed      bool
+	Key        uint32 // both directions
+	KeysDiffer bool   // read only: ikey and okey are not the same
+	TTL        uint8
+	PMTUDisc   bool
+	Seq, Csum  bool // read only: never set by us
+	Underlay   int  // ifindex the tunnel is bound to; 0: none
+}
+
+// Address is an address on a link.
+type Address struct {
+	Link      int          // ifindex
+	Prefix    netip.Prefix // host bits kept
+	Protocol  uint8        // IFA_PROTO; 0 if unknown to this kernel
+	Scope     uint8
+	Dynamic   bool // has a lifetime: DHCP or SLAAC
+	LinkLocal bool
+}
+
+// NeighborState is the ndm_state of a neighbor entry.
+type NeighborState uint16
+
+// The states the product tells apart (include/uapi/linux/neighbour.h).
+const (
+	NeighborReachable NeighborState = 0x02
+	NeighborFailed    NeighborState = 0x20
+	NeighborPermanent NeighborState = 0x80
+)
+
+// Neighbor is a neighbor entry whose link-layer address is an IPv4 address:
+// one of a multipoint GRE device.
+type Neighbor struct {
+	Link  int
+	Addr  netip.Addr
+	NBMA  netip.Addr // zero if the entry has none
+	State NeighborState
+}
+
+// RouteType is the rtm_type of a route (include/uapi/linux/rtnetlink.h).
+type RouteType uint8
+
+// The route types the product tells apart.
+const (
+	RouteUnicast     RouteType = 1
+	RouteUnreachable RouteType = 7
+)
+
+// Route is a route with at most one next hop. Multipath routes are listed with
+// Multipath set and no next hop.
+type Route struct {
+	Table     uint32
+	Dst       netip.Prefix
+	Metric    uint32
+	Type      RouteType
+	Link      int
+	Via       netip.Addr
+	Onlink    bool
+	Source    netip.Addr
+	Protocol  uint8
+	Scope     uint8
+	Multipath bool
+}
+
+// RouteFilter selects routes. Zero fields match all.
+type RouteFilter struct {
+	Table    uint32
+	Protocol uint8
+	Link     int
+}
+
+// Rule is a policy rule. Other is set on a listed rule that has a selector or
+// action that the fields do not show.
+type Rule struct {
+	IPv6     bool
+	Priority uint32
+	Mark     uint32
+	Mask     uint32
+	Table    uint32
+	Protocol uint8
+	Other    bool
+}
+
+// Handle works in one network namespace. It is safe for concurrent use. All
+// batch methods return one error per item, nil for success.
+type Handle interface {
+	Links(ctx context.Context) ([]Link, error)
+	// LinkByName returns ErrNotFound if there is none.
+	LinkByName(ctx context.Context, name string) (Link, error)
+	// CreateGRE makes a multipoint GRE device in this namespace, down. It
+	// fails with ErrExists if the name, or the (local, key) slot of this
+	// underlay, is taken.
+	CreateGRE(ctx context.Context, name string, g GRE, mtu int) error
+	DeleteLink(ctx context.Context, index int) error
+	SetLinkName(ctx context.Context, index int, name string) error
+	SetLinkMTU(ctx context.Context, index, mtu int) error
+	SetLinkAlias(ctx context.Context, index int, alias string) error
+	SetLinkUp(ctx context.Context, index int, up bool) error
+	// MoveLink moves a link to another namespace: a name below /run/netns,
+	// or "" for the agent's own. Addresses, neighbors and routes are lost.
+	MoveLink(ctx context.Context, index int, netns string) error
+
+	Addresses(ctx context.Context) ([]Address, error)
+	AddAddress(ctx context.Context, a Address) error
+	DeleteAddress(ctx context.Context, a Address) error
+
+	// Neighbors lists entries of one address family's ARP-style tables on
+	// all links whose link-layer address is four bytes long.
+	Neighbors(ctx context.Context) ([]Neighbor, error)
+	ReplaceNeighbors(ctx context.Context, n []Neighbor) []error
+	DeleteNeighbors(ctx context.Context, n []Neighbor) []error
+
+	Routes(ctx context.Context, f RouteFilter) ([]Route, error)
+	// ReplaceRoutes never replaces a route with another Protocol: such an
+	// item fails with ErrForeign.
+	ReplaceRoutes(ctx context.Context, r []Route) []error
+	DeleteRoutes(ctx context.Context, r []Route) []error
+
+	Rules(ctx context.Context) ([]Rule, error)
+	AddRules(ctx context.Context, r []Rule) []error
+	DeleteRules(ctx context.Context, r []Rule) []error
+
+	// Sysctl reads a parameter ("net/ipv4/ip_forward"), trimmed.
+	Sysctl(ctx context.Context, name string) (string, error)
+	SetSysctl(ctx context.Context, name, value string) error
+
+	// EgressSources returns the sources that the guard on a link's egress
+	// allows; ErrNotFound if the link has no guard of ours.
+	EgressSources(ctx context.Context, index int) ([]netip.Addr, error)
+	// SetEgressSources puts the guard in place, or changes it with no moment
+	// in which it is open.
+	SetEgressSources(ctx context.Context, index int, sources []netip.Addr) error
+	DeleteEgressGuard(ctx context.Context, index int) error
+	// EgressDrops counts the packets that the guard has dropped.
+	EgressDrops(ctx context.Context, index int) (uint64, error)
+}
+
+// Host is a machine: its namespaces and a Handle for each.
+type Host interface {
+	// Namespaces lists the names below /run/netns.
+	Namespaces(ctx context.Context) ([]string, error)
+	CreateNamespace(ctx context.Context, name string) error
+	// DeleteNamespace closes what this Host holds open in the namespace
+	// and removes it with all the virtual links in it.
+	DeleteNamespace(ctx context.Context, name string) error
+	// In returns the Handle of a namespace ("" is the agent's own); it is
+	// cached and reopened if the namespace was made anew. ErrNotFound if
+	// there is none.
+	In(name string) (Handle, error)
+	// Run calls f on a thread that is in the namespace, so that programs
+	// which f starts run there.
+	Run(ctx context.Context, name string, f func() error) error
+	// Watch returns hints that something in the namespace may have changed:
+	// links, addresses, neighbors, routes, rules, forwarding sysctls and
+	// nftables. A hint carries no truth, hints may be merged, and an overrun
+	// (ENOBUFS) is a hint for every kind. The channel closes with the
+	// context or with the namespace.
+	Watch(ctx context.Context, name string) (<-chan Hint, error)
+	Close() error
+}
+
+// Hint names a sort of object that may have changed.
+type Hint string
+
+// The hints.
+const (
+	HintLinks     Hint = "links"
+	HintAddresses Hint = "addresses"
+	HintNeighbors Hint = "neighbors"
+	HintRoutes    Hint = "routes"
+	HintRules     Hint = "rules"
+	HintSysctls   Hint = "sysctls"
+	HintFirewall  Hint = "firewall"
+	HintAll       Hint = "all" // an overrun: everything may have changed
+)
