@@ -20,9 +20,9 @@ type Set struct {
 	Nodes       []*Node       `json:"nodes"`
 	Groups      []*ProxyGroup `json:"groups"`
 	Attachments []*Attachment `json:"attachments"`
-	// Removed names attachments that operators have deleted lately. One
-	// that vanishes without being named here may have been lost.
-	Removed []string `json:"removed,omitempty"`
+	// Removed is attachments that operators have deleted lately. One that
+	// vanishes without being here may have been lost.
+	Removed []*Attachment `json:"removed,omitempty"`
 }
 
 // Node returns a node by name, or nil.
