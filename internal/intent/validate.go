@@ -78,6 +78,10 @@ func (p *problems) destination(field string, c netip.Prefix) {
 		p.invalid(field, "%s is every address; name the user's subnets", c)
 		return
 	}
+	if !c.Addr().Is4() {
+		p.invalid(field, "%s is IPv6; this release carries IPv4 destinations", c)
+		return
+	}
 	for _, r := range reserved {
 		if r.prefix.Overlaps(c) {
 			p.invalid(field, "%s overlaps %s, which %s", c, r.prefix, r.why)

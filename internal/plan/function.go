@@ -1,0 +1,117 @@
+package plan
+
+import (
+	"net/netip"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+)
+
+// allTunnels matches every tunnel device of ours, as iptables patterns do.
+const allTunnels = desired.LinkPrefix + "+"
+
+// function plans a function host: all in the agent's own namespace.
+func (b *builder) function(attachments []*intent.Attachment) {
+	if len(attachments) == 0 {
+		return
+	}
+	tunnel := b.self.Tunnel()
+	if !tunnel.IsValid() {
+		b.problem(nil, "node %s has no tunnel address yet; without a controller set spec.tunnelAddress", b.self.ObjectName())
+	}
+	slots := slots(attachments, slotCount(b.cfg.MarkMask))
+	mtu := 0
+	for _, a := range attachments {
+		slot, ok := slots[a.ObjectName()]
+		if !ok && a.EffectiveScope() == intent.ScopePods {
+			b.problem(a, "no packet mark is free: the mark mask %#x has room for %d attachments", b.cfg.MarkMask, slotCount(b.cfg.MarkMask))
+			continue
+		}
+		if a.EffectiveScope() == intent.ScopePods {
+			b.steer(a, slot)
+		}
+		if m := b.carry(a, slot, tunnel); m > 0 && (mtu == 0 || m < mtu) {
+			mtu = m
+		}
+	}
+	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/ip_forward"}] = desired.Sysctl{Value: "1"}
+	if tunnel.IsValid() {
+		b.state.NAT[desired.NATKey{}] = hostNAT(tunnel, mtu)
+	}
+}
+
+// hostNAT hides pods behind the tunnel address and admits only answers from
+// user VPCs, neither to the host nor to its pods.
+func hostNAT(tunnel netip.Addr, mtu int) desired.NAT {
+	n := desired.NAT{
+		SNAT:    []desired.SNAT{{Out: allTunnels, To: tunnel, Except: []netip.Addr{tunnel}}},
+		Forward: []desired.Forward{{Out: allTunnels}},
+		Guarded: []string{allTunnels},
+	}
+	if mtu > 0 {
+		n.Clamp = []desired.Clamp{{Link: allTunnels, MTU: mtu}}
+	}
+	return n
+}
+
+// steer sends the attachment's pods to its table, where what has no path is
+// unreachable. It does not wait for the path: a pod without one is refused.
+func (b *builder) steer(a *intent.Attachment, slot uint32) {
+	mark, table := spread(slot+1, b.cfg.MarkMask), b.cfg.TableBase+slot
+	b.state.Rules[desired.RuleKey{Priority: b.cfg.RulePriority, Mark: mark, Mask: b.cfg.MarkMask, Table: table}] = desired.Rule{}
+	b.state.Routes[desired.RouteKey{Table: table, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Metric: lastMetric}] =
+		desired.Route{Type: desired.Unreachable}
+	for _, src := range a.Spec.Pods {
+		for _, dst := range a.Spec.CIDRs {
+			b.state.Steers[desired.SteerKey{Src: src, Dst: dst}] = desired.Steer{Mark: mark, Mask: b.cfg.MarkMask}
+		}
+	}
+}
+
+// carry plans the path to the attachment's proxy and returns its MTU, or 0 if
+// there is no path.
+func (b *builder) carry(a *intent.Attachment, slot uint32, tunnel netip.Addr) int {
+	g := b.set.Group(a.Spec.Group)
+	key, keyed, ok := b.key(a)
+	if !ok || !tunnel.IsValid() {
+		return 0
+	}
+	proxy := b.set.Node(g.Spec.Members[0].Node)
+	switch {
+	case proxy == nil:
+		b.problem(a, "its proxy %s has not registered yet", g.Spec.Members[0].Node)
+		return 0
+	case !g.Tunnel().IsValid():
+		b.problem(a, "group %s has no tunnel address yet; without a controller set spec.tunnelAddress", g.ObjectName())
+		return 0
+	}
+	link := b.tunnelLink("", a, key, keyed)
+	nbma := proxy.Spec.UnderlayAddress
+	b.peer(nbma, key, keyed)
+	b.state.Addresses[desired.AddressKey{Link: link.Name, Prefix: host(tunnel)}] = desired.Address{}
+	b.state.Neighbors[desired.NeighborKey{Link: link.Name, Addr: g.Tunnel()}] = desired.Neighbor{NBMA: nbma}
+	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/conf/" + link.Name + "/rp_filter"}] = desired.Sysctl{Value: b.rpFilter()}
+	table, source := b.cfg.TableBase+slot, netip.Addr{}
+	if a.EffectiveScope() == intent.ScopeHost {
+		// The host's own packets must carry an address that the proxy
+		// has a neighbor entry for.
+		table, source = mainTable, tunnel
+	}
+	for _, dst := range a.Spec.CIDRs {
+		b.state.Routes[desired.RouteKey{Table: table, Dst: dst}] =
+			desired.Route{Link: link.Name, Via: g.Tunnel(), Onlink: true, Source: source}
+	}
+	return b.mtu(keyed)
+}
+
+// rpFilter is for tunnel devices on a function host: answers come from
+// addresses that the main table routes elsewhere, so the strict check would
+// drop them. The kernel takes the maximum of the device's value and that of
+// "all" (Documentation/networking/ip-sysctl.rst): only 2 (loose) relaxes a
+// strict "all"; otherwise 0 is enough.
+func (b *builder) rpFilter() string {
+	if b.facts.StrictRPFilter {
+		return "2"
+	}
+	return "0"
+}

@@ -1,0 +1,197 @@
+// Package plan turns intent and facts into the whole of what a node's kernel
+// should hold. It is pure: the same input gives the same output, and nothing
+// outside memory is touched.
+//
+// A problem with one attachment leaves the others whole. Where a path is not
+// known, a pod that needs it is refused (unreachable), never let through to
+// another route.
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+)
+
+// Facts is what a node has observed of itself.
+type Facts struct {
+	// UnderlayLink is the interface that holds the node's underlay address;
+	// "" if none does.
+	UnderlayLink string
+	// UnderlayMTU is that interface's MTU in bytes.
+	UnderlayMTU int
+	// StrictRPFilter is set if net.ipv4.conf.all.rp_filter is 1: the kernel
+	// uses the maximum of that and the device's own value.
+	StrictRPFilter bool
+	// Interfaces are the links that could be an ENI, of the agent's own
+	// namespace and of those that are ours.
+	Interfaces []Interface
+	// ForeignTunnels are GRE tunnels of others that share our underlay
+	// address; their peers must stay admitted.
+	ForeignTunnels []Tunnel
+}
+
+// Interface is a link that could be an ENI.
+type Interface struct {
+	Netns     string
+	Name      string
+	MAC       string // lower case
+	PCI       string
+	Addresses []netip.Prefix
+}
+
+// Tunnel is a point-to-point GRE tunnel.
+type Tunnel struct {
+	Local, Remote netip.Addr
+	Keyed         bool
+	Key           uint32
+}
+
+// Config is the part of a node's configuration that shapes its plan.
+type Config struct {
+	// MarkMask is the bits of the packet mark that are ours.
+	MarkMask uint32
+	// RulePriority is the priority of every policy rule of ours.
+	RulePriority uint32
+	// TableBase is added to an attachment's slot to give its routing table.
+	TableBase uint32
+}
+
+// Problem tells why an attachment is not, or not wholly, in the plan.
+type Problem struct {
+	Attachment string // "" if it concerns the node
+	Message    string
+}
+
+// String names the attachment and what is wrong.
+func (p Problem) String() string {
+	if p.Attachment == "" {
+		return p.Message
+	}
+	return "attachment " + p.Attachment + ": " + p.Message
+}
+
+const (
+	// greHeader is the outer IPv4 header (20 bytes, RFC 791) and GRE
+	// without options (4 bytes, RFC 2784); a key adds 4 (RFC 2890).
+	greHeader, greKey = 24, 4
+	// tunnelTTL is the outer TTL, the customary default (RFC 1700).
+	tunnelTTL = 64
+	// mainTable is RT_TABLE_MAIN (include/uapi/linux/rtnetlink.h).
+	mainTable = 254
+	// lastMetric makes the unreachable default the route of last resort.
+	lastMetric = 4294967295
+)
+
+// builder collects one plan.
+type builder struct {
+	set      *intent.Set
+	self     *intent.Node
+	facts    Facts
+	cfg      Config
+	state    desired.State
+	problems []Problem
+}
+
+func (b *builder) problem(a *intent.Attachment, format string, args ...any) {
+	name := ""
+	if a != nil {
+		name = a.ObjectName()
+	}
+	b.problems = append(b.problems, Problem{Attachment: name, Message: fmt.Sprintf(format, args...)})
+}
+
+// Build returns what the node's kernel should hold and the problems met. An
+// intent that does not know the node wants nothing of it.
+func Build(node string, set *intent.Set, facts Facts, cfg Config) (desired.State, []Problem) {
+	b := &builder{set: set, self: set.Node(node), facts: facts, cfg: cfg, state: desired.New()}
+	if b.self == nil {
+		return b.state, nil
+	}
+	var carried, served []*intent.Attachment
+	for _, a := range set.Attachments {
+		g := set.Group(a.Spec.Group)
+		switch {
+		case g == nil:
+			b.problem(a, "its group %s is not known to this node", a.Spec.Group)
+		case b.self.HasRole(intent.RoleProxy) && g.HasMember(node):
+			served = append(served, a)
+			if a.Uses(b.self) && len(a.Spec.Nodes) > 0 {
+				b.problem(a, "this node is a proxy of group %s and cannot be a function host of the same attachment", g.ObjectName())
+			}
+		case a.Uses(b.self):
+			carried = append(carried, a)
+		}
+	}
+	if len(carried)+len(served) > 0 && facts.UnderlayLink == "" {
+		b.problem(nil, "no interface of this node has its underlay address %s; mend the address or the node's configuration", b.self.Spec.UnderlayAddress)
+	}
+	b.function(carried)
+	b.proxy(served)
+	b.foreignPeers()
+	return b.state, b.problems
+}
+
+// mtu returns the inner MTU of a tunnel.
+func (b *builder) mtu(keyed bool) int {
+	m := b.facts.UnderlayMTU
+	if m == 0 {
+		m = 1500 // Ethernet, until the underlay interface is known
+	}
+	m -= greHeader
+	if keyed {
+		m -= greKey
+	}
+	return m
+}
+
+// key returns the attachment's GRE key; ok is false, and the problem noted, if
+// it should have one and has not.
+func (b *builder) key(a *intent.Attachment) (key uint32, keyed, ok bool) {
+	key, keyed = a.Key()
+	if !keyed && a.EffectiveScope() == intent.ScopePods {
+		b.problem(a, "has no GRE key yet; without a controller set spec.greKey")
+		return 0, false, false
+	}
+	return key, keyed, true
+}
+
+func (b *builder) tunnelLink(netns string, a *intent.Attachment, key uint32, keyed bool) desired.LinkKey {
+	k := desired.LinkKey{Netns: netns, Name: desired.LinkPrefix + ID(a.ObjectName())}
+	b.state.Links[k] = desired.Link{
+		Local: b.self.Spec.UnderlayAddress,
+		Keyed: keyed, Key: key,
+		MTU: b.mtu(keyed), TTL: tunnelTTL,
+		Alias: "vpcproxy attachment " + a.ObjectName(),
+	}
+	return k
+}
+
+func (b *builder) peer(addr netip.Addr, key uint32, keyed bool) {
+	b.state.Peers[desired.PeerKey{Local: b.self.Spec.UnderlayAddress, Addr: addr, Keyed: keyed, Key: key}] = desired.Peer{}
+}
+
+// foreignPeers admits the peers of tunnels that are not ours: the GRE guard
+// judges everything that comes to our underlay address.
+func (b *builder) foreignPeers() {
+	if len(b.state.Peers) == 0 {
+		return
+	}
+	for _, t := range b.facts.ForeignTunnels {
+		if t.Local == b.self.Spec.UnderlayAddress {
+			b.peer(t.Remote, t.Key, t.Keyed)
+		}
+	}
+}
+
+// hosts returns the function hosts that may send to an attachment.
+func (b *builder) hosts(a *intent.Attachment) []*intent.Node {
+	return slices.DeleteFunc(slices.Clone(b.set.Nodes), func(n *intent.Node) bool {
+		return !a.Uses(n) || n == b.self
+	})
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -1,0 +1,170 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+)
+
+// proxy plans a proxy node: each attachment in a namespace of its own, so that
+// overlapping subnets never meet.
+func (b *builder) proxy(attachments []*intent.Attachment) {
+	for _, a := range attachments {
+		b.serve(a)
+	}
+}
+
+func (b *builder) serve(a *intent.Attachment) {
+	g := b.set.Group(a.Spec.Group)
+	key, keyed, ok := b.key(a)
+	if !ok {
+		return
+	}
+	if !g.Tunnel().IsValid() {
+		b.problem(a, "group %s has no tunnel address yet; without a controller set spec.tunnelAddress", g.ObjectName())
+		return
+	}
+	netns := desired.LinkPrefix + ID(a.ObjectName())
+	b.state.Namespaces[netns] = desired.Namespace{}
+	link := b.tunnelLink(netns, a, key, keyed)
+	b.state.Addresses[desired.AddressKey{Netns: netns, Link: link.Name, Prefix: host(g.Tunnel())}] = desired.Address{}
+	b.hostsSide(a, link, key, keyed)
+
+	nat := desired.NAT{
+		Clamp:   []desired.Clamp{{Link: link.Name, MTU: b.mtu(keyed)}},
+		Guarded: []string{link.Name},
+	}
+	if eni, found := b.eni(a, netns); found {
+		b.vpcSide(a, netns, eni)
+		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: a.Spec.SNATAddress}}
+		nat.Forward = []desired.Forward{{In: link.Name, Out: eni.Name}}
+		nat.Guarded = append(nat.Guarded, eni.Name)
+		// Forwarding opens only when there is a way to forward to, and
+		// after the filter is in place (stage order).
+		b.state.Sysctls[desired.SysctlKey{Netns: netns, Name: "net/ipv4/ip_forward"}] = desired.Sysctl{Value: "1"}
+	}
+	b.state.NAT[desired.NATKey{Netns: netns}] = nat
+}
+
+// hostsSide plans the way back to the function hosts.
+func (b *builder) hostsSide(a *intent.Attachment, link desired.LinkKey, key uint32, keyed bool) {
+	pool := b.set.Pool
+	if !pool.IsValid() {
+		pool = intent.DefaultPool
+	}
+	for _, n := range b.hosts(a) {
+		tunnel := n.Tunnel()
+		if !tunnel.IsValid() {
+			b.problem(a, "function host %s has no tunnel address yet", n.ObjectName())
+			continue
+		}
+		b.peer(n.Spec.UnderlayAddress, key, keyed)
+		b.state.Neighbors[desired.NeighborKey{Netns: link.Netns, Link: link.Name, Addr: tunnel}] =
+			desired.Neighbor{NBMA: n.Spec.UnderlayAddress}
+		dst := host(tunnel)
+		if pool.Contains(tunnel) {
+			dst = pool
+		}
+		b.state.Routes[desired.RouteKey{Netns: link.Netns, Table: mainTable, Dst: dst}] = desired.Route{Link: link.Name}
+	}
+}
+
+// eni finds the attachment's interface among the facts.
+func (b *builder) eni(a *intent.Attachment, netns string) (Interface, bool) {
+	spec, ok := a.ENIOn(b.self.ObjectName())
+	if !ok {
+		b.problem(a, "spec.enis names no interface for this proxy")
+		return Interface{}, false
+	}
+	var found []Interface
+	for _, i := range b.facts.Interfaces {
+		if (i.Netns == "" || i.Netns == netns) && matches(spec, i) {
+			found = append(found, i)
+		}
+	}
+	switch len(found) {
+	case 0:
+		b.problem(a, "no interface with %s on this node; attach the ENI or mend spec.enis", describe(spec))
+		return Interface{}, false
+	case 1:
+		return found[0], true
+	}
+	// One that is in place already is the one; a bridge or VLAN beside it
+	// may carry the same MAC address.
+	if i := slices.IndexFunc(found, func(i Interface) bool { return i.Netns == netns }); i >= 0 {
+		return found[i], true
+	}
+	b.problem(a, "%d interfaces have %s (%s, %s); name one by pci or name", len(found), describe(spec), found[0].Name, found[1].Name)
+	return Interface{}, false
+}
+
+func matches(spec intent.ENI, i Interface) bool {
+	switch {
+	case spec.Name != "":
+		return spec.Name == i.Name
+	case spec.MAC != "":
+		return strings.EqualFold(spec.MAC, i.MAC)
+	}
+	return strings.EqualFold(spec.PCI, i.PCI)
+}
+
+func describe(e intent.ENI) string {
+	switch {
+	case e.Name != "":
+		return "name " + e.Name
+	case e.MAC != "":
+		return "MAC address " + e.MAC
+	}
+	return "PCI address " + e.PCI
+}
+
+// vpcSide plans the ENI and the way into the user VPC.
+func (b *builder) vpcSide(a *intent.Attachment, netns string, eni Interface) {
+	b.state.ENIs[desired.ENIKey{Netns: netns, Name: eni.Name}] = desired.ENI{MAC: eni.MAC}
+	spec, _ := a.ENIOn(b.self.ObjectName())
+	add := spec.Addresses
+	if a.Spec.SNATAddress.IsValid() && !hasAddress(eni.Addresses, a.Spec.SNATAddress) && !hasAddress(add, a.Spec.SNATAddress) {
+		add = append(slices.Clone(add), host(a.Spec.SNATAddress))
+	}
+	for _, p := range add {
+		b.state.Addresses[desired.AddressKey{Netns: netns, Link: eni.Name, Prefix: p}] = desired.Address{}
+	}
+	all := append(slices.Clone(eni.Addresses), add...)
+	var sources []netip.Addr
+	for _, p := range all {
+		sources = append(sources, p.Addr())
+	}
+	slices.SortFunc(sources, netip.Addr.Compare)
+	b.state.Egress[desired.EgressKey{Netns: netns, Link: eni.Name}] = desired.Egress{Sources: slices.Compact(sources)}
+	if len(all) == 0 {
+		b.problem(a, "interface %s has no address; give it one, or set spec.enis[].addresses", eni.Name)
+	}
+	// The tunnel addresses are nobody's business in the user VPC: answer
+	// ARP only for the ENI's own addresses, and ask only from them.
+	for name, value := range map[string]string{"arp_ignore": "1", "arp_announce": "2"} {
+		b.state.Sysctls[desired.SysctlKey{Netns: netns, Name: fmt.Sprintf("net/ipv4/conf/%s/%s", eni.Name, name)}] = desired.Sysctl{Value: value}
+	}
+	if !spec.Gateway.IsValid() {
+		return
+	}
+	for _, dst := range a.Spec.CIDRs {
+		if !onLink(all, dst) {
+			b.state.Routes[desired.RouteKey{Netns: netns, Table: mainTable, Dst: dst}] =
+				desired.Route{Link: eni.Name, Via: spec.Gateway, Onlink: true}
+		}
+	}
+}
+
+func hasAddress(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+func onLink(addresses []netip.Prefix, dst netip.Prefix) bool {
+	return slices.ContainsFunc(addresses, func(p netip.Prefix) bool {
+		return p.Bits() <= dst.Bits() && p.Contains(dst.Addr())
+	})
+}
