@@ -112,9 +112,14 @@ func Build(node string, set *intent.Set, facts Facts, cfg Config) (desired.State
 		return b.state, nil
 	}
 	var carried, served []*intent.Attachment
+	short := map[string]string{}
 	for _, a := range set.Attachments {
-		g := set.Group(a.Spec.Group)
+		g, id := set.Group(a.Spec.Group), ID(a.ObjectName())
+		other, taken := short[id]
+		short[id] = a.ObjectName()
 		switch {
+		case taken:
+			b.problem(a, "has the short name %s, as attachment %s has; rename one of them", id, other)
 		case g == nil:
 			b.problem(a, "its group %s is not known to this node", a.Spec.Group)
 		case b.self.HasRole(intent.RoleProxy) && g.HasMember(node):
