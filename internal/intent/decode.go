@@ -274,3 +274,15 @@ func typeName(v any) string {
 	}
 	return "a number"
 }
+
+// DecodeSet reads a Set that was written by encoding/json, as the agent's cache
+// and the controller's snapshots are. Its objects were validated by whoever
+// wrote it; unknown fields are left out, so that an older agent can follow a
+// newer controller.
+func DecodeSet(b []byte) (*Set, error) {
+	var s Set
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("intent is malformed: %w", err)
+	}
+	return &s, nil
+}

@@ -1269,7 +1269,11 @@ type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The Node object that the agent's configuration amounts to. What an
 	// operator has applied for the node takes precedence.
-	Node          *structpb.Struct `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node *structpb.Struct `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Names of the attachments that the node has in force. The snapshots'
+	// "removed" names those of them that an operator has deleted, or taken from
+	// this node, so that their absence is not mistaken for a loss.
+	Known         []string `protobuf:"bytes,2,rep,name=known,proto3" json:"known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1307,6 +1311,13 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 func (x *WatchRequest) GetNode() *structpb.Struct {
 	if x != nil {
 		return x.Node
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetKnown() []string {
+	if x != nil {
+		return x.Known
 	}
 	return nil
 }
@@ -1611,9 +1622,10 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\";\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"Q\n" +
 	"\fWatchRequest\x12+\n" +
-	"\x04node\x18\x01 \x01(\v2\x17.google.protobuf.StructR\x04node\"+\n" +
+	"\x04node\x18\x01 \x01(\v2\x17.google.protobuf.StructR\x04node\x12\x14\n" +
+	"\x05known\x18\x02 \x03(\tR\x05known\"+\n" +
 	"\rWatchResponse\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\fR\bsnapshot\"F\n" +
 	"\rReportRequest\x125\n" +
