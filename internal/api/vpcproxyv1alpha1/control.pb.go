@@ -994,9 +994,13 @@ type NodeReport struct {
 	UnderlayAddress string                 `protobuf:"bytes,11,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
 	TunnelAddress   string                 `protobuf:"bytes,12,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	// What a proxy has that could serve an attachment.
-	Interfaces    []*Interface `protobuf:"bytes,13,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Interfaces []*Interface `protobuf:"bytes,13,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// Of the intent that attachments and problems speak of: the last one
+	// received and planned, in the kernel or not. An attachment that is gone
+	// from it stays in attachments until the kernel holds nothing of it.
+	PlannedRevision int64 `protobuf:"varint,14,opt,name=planned_revision,json=plannedRevision,proto3" json:"planned_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeReport) Reset() {
@@ -1118,6 +1122,13 @@ func (x *NodeReport) GetInterfaces() []*Interface {
 		return x.Interfaces
 	}
 	return nil
+}
+
+func (x *NodeReport) GetPlannedRevision() int64 {
+	if x != nil {
+		return x.PlannedRevision
+	}
+	return 0
 }
 
 // Interface is a network interface that a proxy could use, or uses, as ENI.
@@ -1591,7 +1602,7 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x1c\n" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\xe3\x03\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\x8e\x04\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
@@ -1609,7 +1620,8 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x0etunnel_address\x18\f \x01(\tR\rtunnelAddress\x12<\n" +
 	"\n" +
 	"interfaces\x18\r \x03(\v2\x1c.vpcproxy.v1alpha1.InterfaceR\n" +
-	"interfaces\"\x81\x01\n" +
+	"interfaces\x12)\n" +
+	"\x10planned_revision\x18\x0e \x01(\x03R\x0fplannedRevision\"\x81\x01\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
