@@ -99,9 +99,12 @@ func parseNodes(text []byte) ([]*yaml.Node, error) {
 	return yamlNodes(text)
 }
 
-// yamlLine finds the line in the messages of package yaml, which has no typed
-// syntax error.
-var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+// Package yaml has no typed syntax error: the line is in the message, and
+// counts from 0 where its parser (not its scanner) made the complaint.
+var (
+	yamlLine   = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+	yamlParser = regexp.MustCompile(`did not find expected (?:',' or |'-' |key|node content|<)`)
+)
 
 func yamlNodes(text []byte) ([]*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
@@ -117,6 +120,9 @@ func yamlNodes(text []byte) ([]*yaml.Node, error) {
 			e := &Error{Problem: "is not YAML: " + err.Error()}
 			if m != nil {
 				e.Line, _ = strconv.Atoi(m[1])
+				if e.Line > 0 && yamlParser.MatchString(err.Error()) {
+					e.Line++
+				}
 				e.Problem = "is not YAML: " + strings.TrimPrefix(err.Error(), m[0])
 			}
 			return nil, e
