@@ -92,6 +92,7 @@ type Route struct {
 	Source    netip.Addr
 	Protocol  uint8
 	Scope     uint8
+	TOS       uint8 // read only: a route for one TOS is another route
 	Multipath bool
 }
 
@@ -197,6 +198,9 @@ type Hint string
 
 // The hints.
 const (
+	// HintNamespaces comes from Watch("") only: a name below /run/netns was
+	// added or removed.
+	HintNamespaces Hint = "namespaces"
 	HintLinks     Hint = "links"
 	HintAddresses Hint = "addresses"
 	HintNeighbors Hint = "neighbors"
@@ -204,5 +208,6 @@ const (
 	HintRules     Hint = "rules"
 	HintSysctls   Hint = "sysctls"
 	HintFirewall  Hint = "firewall"
+	HintEgress    Hint = "egress"
 	HintAll       Hint = "all" // an overrun: everything may have changed
 )

@@ -27,6 +27,7 @@ func (b *builder) function(attachments []*intent.Attachment) {
 			b.problem(a, "no packet mark is free: the mark mask %#x has room for %d attachments", b.cfg.MarkMask, slotCount(b.cfg.MarkMask))
 			continue
 		}
+		b.footprint(a, slot)
 		if a.EffectiveScope() == intent.ScopePods {
 			b.steer(a, slot)
 		}
@@ -52,6 +53,21 @@ func hostNAT(tunnel netip.Addr, mtu int) desired.NAT {
 		n.Clamp = []desired.Clamp{{Link: allTunnels, MTU: mtu}}
 	}
 	return n
+}
+
+func (b *builder) footprint(a *intent.Attachment, slot uint32) {
+	key, keyed := a.Key()
+	f := Footprint{Attachment: a.ObjectName(), Role: intent.RoleFunction, Link: desired.LinkPrefix + ID(a.ObjectName()),
+		Keyed: keyed, Key: key, Table: mainTable}
+	if a.EffectiveScope() == intent.ScopePods {
+		f.Table = b.cfg.TableBase + slot
+		for _, src := range a.Spec.Pods {
+			for _, dst := range a.Spec.CIDRs {
+				f.Steers = append(f.Steers, desired.SteerKey{Src: src, Dst: dst})
+			}
+		}
+	}
+	b.plan.Footprints = append(b.plan.Footprints, f)
 }
 
 // steer sends the attachment's pods to its table, where what has no path is

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
@@ -86,14 +87,21 @@ const (
 	lastMetric = 4294967295
 )
 
+// Plan is what a node's kernel should hold, and why it is not more.
+type Plan struct {
+	State      desired.State
+	Footprints []Footprint // one for each attachment the node has a part in, by name
+	Problems   []Problem
+}
+
 // builder collects one plan.
 type builder struct {
-	set      *intent.Set
-	self     *intent.Node
-	facts    Facts
-	cfg      Config
-	state    desired.State
-	problems []Problem
+	set   *intent.Set
+	self  *intent.Node
+	facts Facts
+	cfg   Config
+	state desired.State
+	plan  Plan
 }
 
 func (b *builder) problem(a *intent.Attachment, format string, args ...any) {
@@ -101,16 +109,23 @@ func (b *builder) problem(a *intent.Attachment, format string, args ...any) {
 	if a != nil {
 		name = a.ObjectName()
 	}
-	b.problems = append(b.problems, Problem{Attachment: name, Message: fmt.Sprintf(format, args...)})
+	b.plan.Problems = append(b.plan.Problems, Problem{Attachment: name, Message: fmt.Sprintf(format, args...)})
 }
 
-// Build returns what the node's kernel should hold and the problems met. An
-// intent that does not know the node wants nothing of it.
-func Build(node string, set *intent.Set, facts Facts, cfg Config) (desired.State, []Problem) {
+// Build returns the plan of a node. An intent that does not know the node
+// wants nothing of it.
+func Build(node string, set *intent.Set, facts Facts, cfg Config) Plan {
 	b := &builder{set: set, self: set.Node(node), facts: facts, cfg: cfg, state: desired.New()}
-	if b.self == nil {
-		return b.state, nil
+	if b.self != nil {
+		b.build()
 	}
+	b.plan.State = b.state
+	slices.SortFunc(b.plan.Footprints, func(x, y Footprint) int { return strings.Compare(x.Attachment, y.Attachment) })
+	return b.plan
+}
+
+func (b *builder) build() {
+	set, node, facts := b.set, b.self.ObjectName(), b.facts
 	var carried, served []*intent.Attachment
 	short := map[string]string{}
 	for _, a := range set.Attachments {
@@ -137,7 +152,6 @@ func Build(node string, set *intent.Set, facts Facts, cfg Config) (desired.State
 	b.function(carried)
 	b.proxy(served)
 	b.foreignPeers()
-	return b.state, b.problems
 }
 
 // mtu returns the inner MTU of a tunnel.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,7 +106,8 @@ func TestBuildGolden(t *testing.T) {
 		{"stranger", "stranger", overlap(), hostFacts},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			state, problems := Build(tc.node, tc.set, tc.facts, testConfig)
+			p := Build(tc.node, tc.set, tc.facts, testConfig)
+			state, problems := p.State, p.Problems
 			if len(problems) > 0 {
 				t.Errorf("problems: %v", problems)
 			}
@@ -209,7 +211,8 @@ func TestBuildProblems(t *testing.T) {
 			if tc.edit != nil {
 				tc.edit(set)
 			}
-			state, problems := Build(tc.node, set, tc.facts, testConfig)
+			p := Build(tc.node, set, tc.facts, testConfig)
+			state, problems := p.State, p.Problems
 			var all []string
 			for _, p := range problems {
 				all = append(all, p.String())
@@ -229,7 +232,7 @@ func TestForeignTunnelPeersStayAdmitted(t *testing.T) {
 		{Local: addr("192.168.80.8"), Remote: addr("203.0.113.7"), Keyed: true, Key: 9},
 		{Local: addr("192.168.80.9"), Remote: addr("203.0.113.8")},
 	}}
-	state, _ := Build("host", overlap(), facts, testConfig)
+	state := Build("host", overlap(), facts, testConfig).State
 	if _, ok := state.Peers[desired.PeerKey{Local: addr("192.168.80.8"), Addr: addr("203.0.113.7"), Keyed: true, Key: 9}]; !ok {
 		t.Error("the peer of a foreign tunnel on our address is shut out")
 	}
@@ -291,4 +294,39 @@ func TestID(t *testing.T) {
 	if len(long) > idLength || long == ID("a-rather-long-attachment-nome") {
 		t.Errorf("ID of a long name: %q", long)
 	}
+}
+
+func TestFootprintsCoverThePlan(t *testing.T) {
+	for _, name := range []string{"host", "proxy"} {
+		facts := proxyFacts()
+		facts.Interfaces[2].Netns = desired.LinkPrefix + ID("a-rather-long-attachment-name")
+		p := Build(name, overlap(), facts, testConfig)
+		if len(p.Footprints) != 2 || p.Footprints[1].Attachment != "red" {
+			t.Fatalf("%s: footprints %+v", name, p.Footprints)
+		}
+		for _, k := range keys(p.State) {
+			owners := 0
+			for _, f := range p.Footprints {
+				if f.Owns(k) {
+					owners++
+				}
+			}
+			shared := k == desired.NATKey{} || k == desired.SysctlKey{Name: "net/ipv4/ip_forward"}
+			if want := map[bool]int{true: 2, false: 1}[shared]; owners != want {
+				t.Errorf("%s: %T %+v has %d owners, want %d", name, k, k, owners, want)
+			}
+		}
+	}
+}
+
+func keys(s desired.State) (out []any) {
+	return slices.Concat(anyKeys(s.Namespaces), anyKeys(s.NAT), anyKeys(s.Peers), anyKeys(s.Links), anyKeys(s.ENIs), anyKeys(s.Egress),
+		anyKeys(s.Addresses), anyKeys(s.Neighbors), anyKeys(s.Sysctls), anyKeys(s.Routes), anyKeys(s.Rules), anyKeys(s.Steers))
+}
+
+func anyKeys[K comparable, V any](m map[K]V) (out []any) {
+	for k := range m {
+		out = append(out, k)
+	}
+	return out
 }

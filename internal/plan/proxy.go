@@ -20,7 +20,10 @@ func (b *builder) proxy(attachments []*intent.Attachment) {
 
 func (b *builder) serve(a *intent.Attachment) {
 	g := b.set.Group(a.Spec.Group)
+	netns := desired.LinkPrefix + ID(a.ObjectName())
 	key, keyed, ok := b.key(a)
+	b.plan.Footprints = append(b.plan.Footprints, Footprint{Attachment: a.ObjectName(), Role: intent.RoleProxy,
+		Netns: netns, Link: desired.LinkPrefix + ID(a.ObjectName()), Keyed: keyed, Key: key})
 	if !ok {
 		return
 	}
@@ -28,7 +31,6 @@ func (b *builder) serve(a *intent.Attachment) {
 		b.problem(a, "group %s has no tunnel address yet; without a controller set spec.tunnelAddress", g.ObjectName())
 		return
 	}
-	netns := desired.LinkPrefix + ID(a.ObjectName())
 	b.state.Namespaces[netns] = desired.Namespace{}
 	link := b.tunnelLink(netns, a, key, keyed)
 	b.state.Addresses[desired.AddressKey{Netns: netns, Link: link.Name, Prefix: host(g.Tunnel())}] = desired.Address{}

@@ -1,0 +1,72 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// procSys shows the parameters of the network namespace that the opening thread is
+// in (net/sysctl_net.c).
+const procSys = "/proc/sys"
+
+func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
+	var value string
+	err := h.use(ctx, func() error {
+		return visit(int(h.host.own.ns), int(h.ns), func() (err error) {
+			value, err = readSysctl(name)
+			return err
+		})
+	})
+	return value, err
+}
+
+func (h *handle) SetSysctl(ctx context.Context, name, value string) error {
+	return h.use(ctx, func() error {
+		return visit(int(h.host.own.ns), int(h.ns), func() error { return writeSysctl(name, value) })
+	})
+}
+
+// sysctlPath accepts parameters below net only: all others are the whole machine's.
+func sysctlPath(name string) (string, error) {
+	if !strings.HasPrefix(name, "net/") || filepath.Clean(name) != name {
+		return "", fmt.Errorf("sysctl %q: want a name such as net/ipv4/ip_forward", name)
+	}
+	return filepath.Join(procSys, name), nil
+}
+
+func readSysctl(name string) (string, error) {
+	path, err := sysctlPath(name)
+	if err != nil {
+		return "", err
+	}
+	value, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	return strings.TrimSpace(string(value)), nil
+}
+
+func writeSysctl(name, value string) error {
+	path, err := sysctlPath(name)
+	if err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("write sysctl %s: %s is mounted read-only here; remount it read-write or set the parameter on the host: %w", name, procSys, err)
+	}
+	if err != nil {
+		return fmt.Errorf("write sysctl: %w", err)
+	}
+	_, err = file.WriteString(value)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return fmt.Errorf("write %q to sysctl %s: %w", value, name, err)
+	}
+	return nil
+}
