@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/netip"
 	"reflect"
@@ -81,8 +82,8 @@ func DecodeJSON(b []byte) (Object, error) {
 	if err := dec.Decode(&v); err != nil {
 		return nil, fmt.Errorf("object is not JSON: %w", err)
 	}
-	if dec.More() {
-		return nil, errors.New("object is followed by more JSON: want one object")
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("object is followed by more text: want one JSON object")
 	}
 	return Decode(v)
 }

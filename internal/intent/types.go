@@ -32,6 +32,8 @@ type Object interface {
 	ObjectKind() Kind
 	// ObjectName returns metadata.name, unique within the kind.
 	ObjectName() string
+	// Meta returns the object's metadata, which the caller may change.
+	Meta() *Metadata
 	// Validate checks the object alone and returns every problem found, as
 	// joined *FieldError values.
 	Validate() error
@@ -50,7 +52,13 @@ type Metadata struct {
 	// Revision is set by the controller at every change; an apply that
 	// carries one is refused if the object has changed since.
 	Revision int64 `json:"revision,omitempty"`
+	// ManagedBy is "agent" if the object was registered by its node's agent
+	// and no operator has applied it since. It is set by the controller.
+	ManagedBy string `json:"managedBy,omitempty"`
 }
+
+// ManagedByAgent is the Metadata.ManagedBy of a Node that registered itself.
+const ManagedByAgent = "agent"
 
 // Scope says whose traffic an attachment takes.
 type Scope string
@@ -192,17 +200,26 @@ func (*Attachment) ObjectKind() Kind { return KindAttachment }
 // ObjectName implements Object.
 func (a *Attachment) ObjectName() string { return a.Metadata.Name }
 
+// Meta implements Object.
+func (a *Attachment) Meta() *Metadata { return &a.Metadata }
+
 // ObjectKind implements Object.
 func (*ProxyGroup) ObjectKind() Kind { return KindProxyGroup }
 
 // ObjectName implements Object.
 func (g *ProxyGroup) ObjectName() string { return g.Metadata.Name }
 
+// Meta implements Object.
+func (g *ProxyGroup) Meta() *Metadata { return &g.Metadata }
+
 // ObjectKind implements Object.
 func (*Node) ObjectKind() Kind { return KindNode }
 
 // ObjectName implements Object.
 func (n *Node) ObjectName() string { return n.Metadata.Name }
+
+// Meta implements Object.
+func (n *Node) Meta() *Metadata { return &n.Metadata }
 
 var (
 	_ Object = (*Attachment)(nil)

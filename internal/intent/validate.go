@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // problems collects the FieldErrors of one object.
@@ -16,7 +17,7 @@ type problems struct {
 }
 
 func newProblems(o Object) *problems {
-	return &problems{object: string(o.ObjectKind()) + "/" + o.ObjectName()}
+	return &problems{object: Reference(o.ObjectKind(), o.ObjectName())}
 }
 
 func (p *problems) add(r Reason, field, format string, args ...any) {
@@ -32,11 +33,14 @@ func (p *problems) err() error { return errors.Join(p.errs...) }
 // dnsLabel is RFC 1123 section 2.1 as Kubernetes reads it.
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
+// ValidName tells whether a name is a DNS label, as names of objects are.
+func ValidName(name string) bool { return dnsLabel.MatchString(name) }
+
 func (p *problems) name(field, name string) {
 	switch {
 	case name == "":
 		p.invalid(field, "is missing; give a name such as orders-db")
-	case !dnsLabel.MatchString(name):
+	case !ValidName(name):
 		p.invalid(field, "%q is not a DNS label: at most 63 characters of a-z, 0-9 and -, not at the ends", name)
 	}
 }
@@ -91,6 +95,11 @@ func (p *problems) destination(field string, c netip.Prefix) {
 }
 
 func (p *problems) unicast(field string, a netip.Addr) {
+	if a.Zone() != "" {
+		// Also, a prefix contains no address with a zone.
+		p.invalid(field, "%s has a zone; leave %%%s out", a, a.Zone())
+		return
+	}
 	for _, r := range reserved {
 		if r.prefix.Contains(a) {
 			p.invalid(field, "%s cannot be a unicast address here: %s %s", a, r.prefix, r.why)
@@ -149,6 +158,11 @@ func (a *Attachment) validateScope(p *problems) {
 		if p.cidr(f, c) && c.Bits() == 0 {
 			p.invalid(f, "%s is every address; use scope: host, or name the pods", c)
 		}
+		for j := range i {
+			if a.Spec.Pods[j].Overlaps(c) {
+				p.invalid(f, "%s overlaps spec.pods[%d] (%s)", c, j, a.Spec.Pods[j])
+			}
+		}
 	}
 	for i, n := range a.Spec.Nodes {
 		p.name(fmt.Sprintf("spec.nodes[%d]", i), n)
@@ -181,9 +195,10 @@ func (e ENI) validate(p *problems, field string) {
 	if e.Node != "" {
 		p.name(field+".node", e.Node)
 	}
-	// 15 is IFNAMSIZ-1 (include/uapi/linux/if.h).
-	if len(e.Name) > 15 || strings.ContainsAny(e.Name, "/ \t") {
-		p.invalid(field+".name", "%q is not an interface name: at most 15 characters, no slash or space", e.Name)
+	// 15 is IFNAMSIZ-1 (include/uapi/linux/if.h); the rest is dev_valid_name
+	// (net/core/dev.c).
+	if len(e.Name) > 15 || e.Name == "." || e.Name == ".." || strings.ContainsFunc(e.Name, notInInterfaceName) {
+		p.invalid(field+".name", "%q is not an interface name: at most 15 characters, no slash, colon or space", e.Name)
 	}
 	if e.MAC != "" && !macAddress.MatchString(e.MAC) {
 		p.invalid(field+".mac", "%q is not a MAC address such as 02:42:ac:10:65:04", e.MAC)
@@ -192,11 +207,19 @@ func (e ENI) validate(p *problems, field string) {
 		p.invalid(field+".pci", "%q is not a PCI address such as 0000:00:05.0", e.PCI)
 	}
 	for i, a := range e.Addresses {
-		p.unicast(fmt.Sprintf("%s.addresses[%d]", field, i), a.Addr())
+		f := fmt.Sprintf("%s.addresses[%d]", field, i)
+		p.unicast(f, a.Addr())
+		if a.Bits() == 0 {
+			p.invalid(f, "%s has the prefix length 0; give the subnet's", a)
+		}
 	}
 	if e.Gateway.IsValid() {
 		p.unicast(field+".gateway", e.Gateway)
 	}
+}
+
+func notInInterfaceName(r rune) bool {
+	return r == '/' || r == ':' || unicode.IsSpace(r) || unicode.IsControl(r)
 }
 
 // Validate implements Object.

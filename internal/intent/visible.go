@@ -1,23 +1,23 @@
 package intent
 
-import "strings"
+import "slices"
 
 // Visible returns the part of a set that one node may know: a function host
 // learns the attachments it may carry, their groups and the groups' proxies; a
 // proxy learns its groups, their attachments and the function hosts that may
 // send to it. Nobody learns the key of an attachment it has no part in.
-func (s *Set) Visible(node string) *Set {
-	out := &Set{Revision: s.Revision, Pool: s.pool()}
+//
+// known names attachments that the node has: those that are deleted, or that
+// it has no part in any more, are listed as Removed by name alone. Those that
+// have vanished from s without a trace are not.
+func (s *Set) Visible(node string, known ...string) *Set {
+	out := &Set{Revision: s.Revision, Pool: s.pool(), Unreadable: s.Unreadable}
 	self := s.Node(node)
 	if self == nil {
 		return out
 	}
+	defer func() { out.Removed = s.departed(known, out) }()
 	out.Put(self)
-	for _, a := range s.Removed {
-		if serves, uses := s.part(a, self); serves || uses {
-			out.Removed = append(out.Removed, a)
-		}
-	}
 	for _, a := range s.Attachments {
 		serves, uses := s.part(a, self)
 		if !serves && !uses {
@@ -61,11 +61,54 @@ func (s *Set) part(a *Attachment, n *Node) (serves, uses bool) {
 func Vanished(before, after *Set) []string {
 	var names []string
 	for _, a := range before.Attachments {
-		if after.Attachment(a.ObjectName()) == nil && find(after.Removed, a.ObjectName()) == nil {
-			names = append(names, a.ObjectName())
+		name := a.ObjectName()
+		if after.Attachment(name) == nil && find(after.Removed, name) == nil && !after.unreadable(a) {
+			names = append(names, name)
 		}
 	}
 	return names
 }
 
-func equalMAC(a, b string) bool { return strings.EqualFold(a, b) }
+// departed lists which of the known attachments are not visible for a reason
+// that s tells.
+func (s *Set) departed(known []string, visible *Set) []*Attachment {
+	var out []*Attachment
+	for _, name := range known {
+		if visible.Attachment(name) != nil {
+			continue
+		}
+		a := s.Attachment(name)
+		if a == nil {
+			a = find(s.Removed, name)
+		}
+		if a == nil || s.unreadable(a) {
+			continue
+		}
+		out = append(out, &Attachment{TypeMeta: a.TypeMeta, Metadata: Metadata{Name: name}})
+	}
+	return out
+}
+
+func (s *Set) unreadable(o Object) bool {
+	return slices.Contains(s.Unreadable, Reference(o.ObjectKind(), o.ObjectName()))
+}
+
+// Reference is how text names an object: Kind/name.
+func Reference(kind Kind, name string) string { return string(kind) + "/" + name }
+
+// Retain returns s with what it calls Unreadable taken over from an earlier
+// set: an object that cannot be read stays as it was.
+func (s *Set) Retain(before *Set) *Set {
+	if before == nil || len(s.Unreadable) == 0 {
+		return s
+	}
+	out := s.Clone()
+	for _, kind := range Kinds {
+		for _, o := range before.List(kind) {
+			if _, ok := s.Get(kind, o.ObjectName()); !ok && s.unreadable(o) {
+				out.Put(o)
+			}
+		}
+	}
+	return out
+}

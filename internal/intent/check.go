@@ -1,0 +1,271 @@
+package intent
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Check validates an object alone and against the others of the set (itself,
+// by name, left out). The set may hold the object already or not. The error
+// joins *FieldError values; warnings tell what the object takes away from the
+// pods it serves.
+func (s *Set) Check(o Object) (warnings []string, err error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	p := newProblems(o)
+	switch o := o.(type) {
+	case *Attachment:
+		warnings = s.checkAttachment(p, o)
+	case *ProxyGroup:
+		s.checkGroup(p, o)
+	case *Node:
+		s.checkNode(p, o)
+	}
+	return warnings, p.err()
+}
+
+func (s *Set) pool() netip.Prefix {
+	if s.Pool.IsValid() {
+		return s.Pool
+	}
+	return DefaultPool
+}
+
+func (s *Set) checkAttachment(p *problems, a *Attachment) []string {
+	g := s.Group(a.Spec.Group)
+	if g == nil {
+		p.add(NotFound, "spec.group", "no ProxyGroup is named %q; see `vpcproxyctl get groups`", a.Spec.Group)
+	} else {
+		s.checkMembersHaveENI(p, a, g)
+	}
+	for i, n := range a.Spec.Nodes {
+		if node := s.Node(n); node == nil {
+			p.add(NotFound, fmt.Sprintf("spec.nodes[%d]", i), "no Node is named %q; see `vpcproxyctl get nodes`", n)
+		} else if !node.HasRole(RoleFunction) {
+			p.invalid(fmt.Sprintf("spec.nodes[%d]", i), "node %q has not the role function", n)
+		}
+	}
+	for i, c := range a.Spec.CIDRs {
+		if c.Overlaps(s.pool()) {
+			p.add(Conflict, fmt.Sprintf("spec.cidrs[%d]", i), "%s overlaps the tunnel address pool %s; configure another pool", c, s.pool())
+		}
+	}
+	s.checkTunnelAddressesOutside(p, a)
+	for _, other := range s.Attachments {
+		if other.ObjectName() != a.ObjectName() {
+			s.checkPair(p, a, other)
+		}
+	}
+	return s.checkOverlap(p, a)
+}
+
+func (s *Set) checkMembersHaveENI(p *problems, a *Attachment, g *ProxyGroup) {
+	for _, m := range g.Spec.Members {
+		if _, ok := a.ENIOn(m.Node); !ok {
+			p.invalid("spec.enis", "group %s has the member %s, which no entry names", g.ObjectName(), m.Node)
+		}
+	}
+	for i, e := range a.Spec.ENIs {
+		f := fmt.Sprintf("spec.enis[%d].node", i)
+		switch {
+		case e.Node == "" && len(g.Spec.Members) > 1:
+			p.invalid(f, "is missing; group %s has %d members", g.ObjectName(), len(g.Spec.Members))
+		case e.Node != "" && !g.HasMember(e.Node):
+			p.add(NotFound, f, "%q is not a member of group %s", e.Node, g.ObjectName())
+		}
+	}
+}
+
+// checkPair refuses what two attachments cannot share.
+func (s *Set) checkPair(p *problems, a, other *Attachment) {
+	name := other.ObjectName()
+	key, keyed := a.Key()
+	otherKey, otherKeyed := other.Key()
+	if keyed && otherKeyed && key == otherKey {
+		p.add(Conflict, "spec.greKey", "%d is the key of attachment %s; leave it out to draw a free one", key, name)
+	}
+	keyless := a.EffectiveScope() == ScopeHost && !keyed
+	if keyless && other.EffectiveScope() == ScopeHost && !otherKeyed {
+		p.add(Conflict, "spec.greKey", "attachment %s has scope host and no key too; a machine has one keyless tunnel, so give a key", name)
+	}
+	s.checkSharedENI(p, a, other)
+	if !sharesSource(a, other) {
+		return
+	}
+	for i, c := range a.Spec.CIDRs {
+		for _, oc := range other.Spec.CIDRs {
+			if c.Overlaps(oc) {
+				p.add(Conflict, fmt.Sprintf("spec.cidrs[%d]", i),
+					"%s overlaps %s of attachment %s, and both take traffic of the same source; narrow spec.pods of one of them", c, oc, name)
+			}
+		}
+	}
+}
+
+func (s *Set) checkSharedENI(p *problems, a, other *Attachment) {
+	for i, e := range a.Spec.ENIs {
+		for _, oe := range other.Spec.ENIs {
+			same := e.Name != "" && e.Name == oe.Name || e.PCI != "" && strings.EqualFold(e.PCI, oe.PCI) || e.MAC != "" && strings.EqualFold(e.MAC, oe.MAC)
+			if same && intersects(s.holders(a, e), s.holders(other, oe)) {
+				p.add(Conflict, fmt.Sprintf("spec.enis[%d]", i), "this interface serves attachment %s already; an ENI serves one attachment", other.ObjectName())
+			}
+		}
+	}
+}
+
+// holders names the proxies that an entry of spec.enis is about.
+func (s *Set) holders(a *Attachment, e ENI) []string {
+	if e.Node != "" {
+		return []string{e.Node}
+	}
+	g := s.Group(a.Spec.Group)
+	if g == nil {
+		return nil
+	}
+	names := make([]string, len(g.Spec.Members))
+	for i, m := range g.Spec.Members {
+		names[i] = m.Node
+	}
+	return names
+}
+
+func intersects(a, b []string) bool {
+	return slices.ContainsFunc(a, func(n string) bool { return slices.Contains(b, n) })
+}
+
+// sharesSource tells whether some source may use both attachments.
+func sharesSource(a, b *Attachment) bool {
+	if !sharesNode(a, b) {
+		return false
+	}
+	as, bs := a.EffectiveScope(), b.EffectiveScope()
+	if as != bs {
+		// The steering of pods precedes the main table: pods of the one
+		// are selected before the other's host route is looked at.
+		return false
+	}
+	if as == ScopeHost {
+		return true
+	}
+	return slices.ContainsFunc(a.Spec.Pods, func(p netip.Prefix) bool {
+		return slices.ContainsFunc(b.Spec.Pods, p.Overlaps)
+	})
+}
+
+func sharesNode(a, b *Attachment) bool {
+	if len(a.Spec.Nodes) == 0 || len(b.Spec.Nodes) == 0 {
+		return true
+	}
+	return intersects(a.Spec.Nodes, b.Spec.Nodes)
+}
+
+// checkOverlap asks for allowOverlap where the user's subnet hides a range of
+// the platform from the pods that are attached.
+func (s *Set) checkOverlap(p *problems, a *Attachment) (warnings []string) {
+	for i, c := range a.Spec.CIDRs {
+		for _, n := range s.Nodes {
+			for _, what := range n.hiddenBy(c) {
+				msg := fmt.Sprintf("%s overlaps the %s of node %s: attached sources will no longer reach it there", c, what, n.ObjectName())
+				if a.Spec.AllowOverlap {
+					warnings = append(warnings, msg)
+				} else {
+					p.add(Conflict, fmt.Sprintf("spec.cidrs[%d]", i), "%s; if that is meant, set allowOverlap (--allow-overlap)", msg)
+				}
+			}
+		}
+	}
+	slices.Sort(warnings)
+	return slices.Compact(warnings)
+}
+
+// hiddenBy tells which of the node's own ranges a user's subnet overlaps.
+func (n *Node) hiddenBy(c netip.Prefix) (what []string) {
+	for _, r := range n.Spec.UnderlayCIDRs {
+		if c.Overlaps(r) {
+			what = append(what, fmt.Sprintf("underlay range %s", r))
+		}
+	}
+	if len(what) == 0 && c.Contains(n.Spec.UnderlayAddress) {
+		what = append(what, fmt.Sprintf("address %s", n.Spec.UnderlayAddress))
+	}
+	for _, r := range n.Spec.PodCIDRs {
+		if c.Overlaps(r) {
+			what = append(what, fmt.Sprintf("pod range %s", r))
+		}
+	}
+	return what
+}
+
+// checkTunnelAddressesOutside refuses destinations that hide the inner address
+// of a tunnel's end; those from the pool are checked with the pool as a whole.
+func (s *Set) checkTunnelAddressesOutside(p *problems, a *Attachment) {
+	for i, c := range a.Spec.CIDRs {
+		for _, kind := range []Kind{KindNode, KindProxyGroup} {
+			for _, o := range s.List(kind) {
+				if t := tunnelOf(o); c.Contains(t) && !s.pool().Contains(t) {
+					p.add(Conflict, fmt.Sprintf("spec.cidrs[%d]", i), "%s contains %s, the tunnel address of %s %s", c, t, kind, o.ObjectName())
+				}
+			}
+		}
+	}
+}
+
+func tunnelOf(o Object) netip.Addr {
+	if t, ok := o.(interface{ Tunnel() netip.Addr }); ok {
+		return t.Tunnel()
+	}
+	return netip.Addr{}
+}
+
+func (s *Set) checkGroup(p *problems, g *ProxyGroup) {
+	for i, m := range g.Spec.Members {
+		if n := s.Node(m.Node); n != nil && !n.HasRole(RoleProxy) {
+			p.invalid(fmt.Sprintf("spec.members[%d].node", i), "node %q has not the role proxy", m.Node)
+		}
+	}
+	s.checkTunnelAddress(p, g, g.Spec.TunnelAddress)
+}
+
+func (s *Set) checkNode(p *problems, n *Node) {
+	for _, o := range s.Nodes {
+		if o.ObjectName() != n.ObjectName() && n.Spec.UnderlayAddress.IsValid() && o.Spec.UnderlayAddress == n.Spec.UnderlayAddress {
+			p.add(Conflict, "spec.underlayAddress", "%s is the address of node %s", n.Spec.UnderlayAddress, o.ObjectName())
+		}
+	}
+	s.checkTunnelAddress(p, n, n.Spec.TunnelAddress)
+}
+
+func (s *Set) checkTunnelAddress(p *problems, self Object, a netip.Addr) {
+	if !a.IsValid() {
+		return
+	}
+	if owner := s.TunnelAddressOwner(a); owner != nil && (owner.ObjectKind() != self.ObjectKind() || owner.ObjectName() != self.ObjectName()) {
+		p.add(Conflict, "spec.tunnelAddress", "%s is the tunnel address of %s %s", a, owner.ObjectKind(), owner.ObjectName())
+	}
+	for _, at := range s.Attachments {
+		for _, c := range at.Spec.CIDRs {
+			if c.Contains(a) {
+				p.add(Conflict, "spec.tunnelAddress", "%s is in %s of attachment %s", a, c, at.ObjectName())
+			}
+		}
+	}
+}
+
+// TunnelAddressOwner returns the node or group that has a tunnel address, or
+// nil.
+func (s *Set) TunnelAddressOwner(a netip.Addr) Object {
+	for _, n := range s.Nodes {
+		if n.Tunnel() == a {
+			return n
+		}
+	}
+	for _, g := range s.Groups {
+		if g.Tunnel() == a {
+			return g
+		}
+	}
+	return nil
+}
