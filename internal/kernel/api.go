@@ -201,13 +201,13 @@ const (
 	// HintNamespaces comes from Watch("") only: a name below /run/netns was
 	// added or removed.
 	HintNamespaces Hint = "namespaces"
-	HintLinks     Hint = "links"
-	HintAddresses Hint = "addresses"
-	HintNeighbors Hint = "neighbors"
-	HintRoutes    Hint = "routes"
-	HintRules     Hint = "rules"
-	HintSysctls   Hint = "sysctls"
-	HintFirewall  Hint = "firewall"
-	HintEgress    Hint = "egress"
-	HintAll       Hint = "all" // an overrun: everything may have changed
+	HintLinks      Hint = "links"
+	HintAddresses  Hint = "addresses"
+	HintNeighbors  Hint = "neighbors"
+	HintRoutes     Hint = "routes"
+	HintRules      Hint = "rules"
+	HintSysctls    Hint = "sysctls"
+	HintFirewall   Hint = "firewall"
+	HintEgress     Hint = "egress"
+	HintAll        Hint = "all" // an overrun: everything may have changed
 )

@@ -56,7 +56,7 @@ func NewHost(options HostOptions) (Host, error) {
 		open:     map[string]*handle{},
 		watchers: map[string]map[*watcher]struct{}{},
 	}
-	own, err := openHandle(h, "", options.Own, -1)
+	own, err := openHandle(h, "", options.Own)
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's network namespace: %w", classify(err))
 	}
@@ -124,7 +124,7 @@ func (h *host) in(name string) (*handle, error) {
 			return nil, err
 		}
 	}
-	handle, err := openHandle(h, name, path, int(h.own.ns))
+	handle, err := openHandle(h, name, path)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace %s: %w", name, classify(err))
 	}
@@ -217,9 +217,8 @@ type handle struct {
 	closed bool
 }
 
-// openHandle opens the namespace at path; home is the namespace that threads
-// return to, -1 if that is the one being opened.
-func openHandle(host *host, name, path string, home int) (*handle, error) {
+// openHandle opens the namespace at path.
+func openHandle(host *host, name, path string) (*handle, error) {
 	id, err := identify(path)
 	if err != nil {
 		return nil, err
@@ -229,10 +228,7 @@ func openHandle(host *host, name, path string, home int) (*handle, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	h := &handle{host: host, name: name, id: id, ns: ns}
-	if home < 0 {
-		home = int(ns)
-	}
-	err = visit(home, int(ns), func() (err error) {
+	err = h.visit(func() (err error) {
 		if h.conn, err = openConn(unix.NETLINK_ROUTE); err != nil {
 			return err
 		}
@@ -245,6 +241,11 @@ func openHandle(host *host, name, path string, home int) (*handle, error) {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
+}
+
+// visit calls f in the namespace, for a few quick calls.
+func (h *handle) visit(f func() error) error {
+	return visit(int(h.ns), f)
 }
 
 // close waits for calls in progress.

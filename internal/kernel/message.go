@@ -92,7 +92,7 @@ func walk(body []byte, header int, f func(typ uint16, value []byte) error) error
 		if n < unix.SizeofRtAttr || n > len(b) {
 			return errTruncated
 		}
-		typ := native.Uint16(b[2:]) & unix.NLA_TYPE_MASK
+		typ := native.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 		if err := f(typ, b[unix.SizeofRtAttr:n]); err != nil {
 			return err
 		}

@@ -18,7 +18,7 @@ const procSys = "/proc/sys"
 func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 	var value string
 	err := h.use(ctx, func() error {
-		return visit(int(h.host.own.ns), int(h.ns), func() (err error) {
+		return h.visit(func() (err error) {
 			value, err = readSysctl(name)
 			return err
 		})
@@ -28,7 +28,7 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 
 func (h *handle) SetSysctl(ctx context.Context, name, value string) error {
 	return h.use(ctx, func() error {
-		return visit(int(h.host.own.ns), int(h.ns), func() error { return writeSysctl(name, value) })
+		return h.visit(func() error { return writeSysctl(name, value) })
 	})
 }
 

@@ -20,19 +20,25 @@ import (
 // While a goroutine is locked the runtime starts new threads from a clean one,
 // never from the visiting one (runtime.LockOSThread).
 
-// visit calls f on a thread that is in the namespace ns, and takes the thread back
-// to the namespace home afterwards. A thread that cannot be taken back is
-// ended.
-func visit(home, ns int, f func() error) error {
+// visit calls f on a thread that is in the namespace ns, and takes the thread back to
+// where it was. A thread that cannot be taken back is ended.
+func visit(ns int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open the thread's network namespace: %w", err)
+			return
+		}
+		defer func() { _ = unix.Close(home) }()
 		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("enter a network namespace: %w", err)
 			return
 		}
-		err := f()
+		err = f()
 		if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
 			err = errors.Join(err, fmt.Errorf("return from a network namespace: %w", back))
 		} else {

@@ -1,0 +1,214 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// source is a kind of notification socket.
+type source struct {
+	protocol int
+	groups   []int
+	hints    func(m syscall.NetlinkMessage) []Hint
+	optional bool // a kernel without it has nothing to report either
+}
+
+// sources are what every watch listens to (include/uapi/linux/rtnetlink.h,
+// include/uapi/linux/netfilter/nfnetlink.h). iptables-legacy reports nothing.
+var sources = []source{
+	{
+		protocol: unix.NETLINK_ROUTE,
+		groups: []int{
+			unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
+			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+			unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+			unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+		},
+		hints: routeHints,
+	},
+	{
+		protocol: unix.NETLINK_NETFILTER,
+		groups:   []int{unix.NFNLGRP_NFTABLES},
+		hints:    func(syscall.NetlinkMessage) []Hint { return []Hint{HintFirewall} },
+		optional: true,
+	},
+}
+
+// watcher is one call of Watch.
+type watcher struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when it holds nothing of the namespace any more
+}
+
+func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	handle, err := h.in(name)
+	if err != nil {
+		return nil, err
+	}
+	conns := make([]*conn, len(sources))
+	for i, source := range sources {
+		if conns[i], err = handle.subscribe(source); err != nil {
+			for _, c := range conns[:i] {
+				err = errors.Join(err, c.Close())
+			}
+			return nil, fmt.Errorf("watch network namespace %q: %w", name, classify(err))
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	in := make(chan Hint)
+	var readers sync.WaitGroup
+	readers.Go(func() { send(ctx, in, HintAll) })
+	for i, source := range sources {
+		if conns[i] != nil {
+			readers.Go(func() {
+				defer cancel() // half a watch is none
+				handle.follow(ctx, source, conns[i], in)
+			})
+		}
+	}
+	if name == "" {
+		readers.Go(func() { watchNames(ctx, h.dir, in) })
+	}
+	w := &watcher{cancel: cancel, done: make(chan struct{})}
+	if h.watchers[name] == nil {
+		h.watchers[name] = map[*watcher]struct{}{}
+	}
+	h.watchers[name][w] = struct{}{}
+	go func() {
+		readers.Wait()
+		close(w.done)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.watchers[name], w)
+	}()
+	return MergeHints(ctx, in), nil
+}
+
+// endWatchers ends the watches of a namespace. It needs h.mu.
+func (h *host) endWatchers(name string) {
+	for w := range h.watchers[name] {
+		w.cancel()
+		<-w.done
+	}
+}
+
+// subscribe returns nil for an optional source that the kernel lacks.
+func (h *handle) subscribe(s source) (*conn, error) {
+	var c *conn
+	err := h.visit(func() (err error) {
+		c, err = openConn(s.protocol, s.groups...)
+		return err
+	})
+	if s.optional && errors.Is(classify(err), ErrNotSupported) {
+		return nil, nil
+	}
+	return c, err
+}
+
+// follow turns notifications into hints until the context ends or the socket
+// fails. An overrun loses notifications until the socket is drained, not just
+// the ones before the error (netlink_overrun in net/netlink/af_netlink.c), so
+// it is replaced by a new one before "everything may have changed" is said.
+func (h *handle) follow(ctx context.Context, s source, c *conn, in chan<- Hint) {
+	for {
+		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+		err := c.notifications(ctx, s.hints, in)
+		if !stop() {
+			return // closed already
+		}
+		_ = c.Close()
+		if !errors.Is(err, unix.ENOBUFS) {
+			return
+		}
+		if c, err = h.subscribe(s); err != nil || c == nil {
+			return
+		}
+		send(ctx, in, HintAll)
+	}
+}
+
+func (c *conn) notifications(ctx context.Context, hints func(syscall.NetlinkMessage) []Hint, in chan<- Hint) error {
+	for {
+		msgs, err := c.receive()
+		if err != nil {
+			return err
+		}
+		for _, m := range msgs {
+			for _, hint := range hints(m) {
+				send(ctx, in, hint)
+			}
+		}
+	}
+}
+
+func send(ctx context.Context, in chan<- Hint, hint Hint) {
+	select {
+	case in <- hint:
+	case <-ctx.Done():
+	}
+}
+
+// routeHints reads of a notification only what it takes to leave out the frequent
+// ones that cannot concern us.
+func routeHints(m syscall.NetlinkMessage) []Hint {
+	switch m.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		up := len(m.Data) >= unix.SizeofIfInfomsg && native.Uint32(m.Data[8:])&unix.IFF_UP != 0
+		if m.Header.Type == unix.RTM_NEWLINK && up {
+			return []Hint{HintLinks}
+		}
+		// A link that goes takes others along, IPv4 routes without a
+		// notification of their own (fib_table_flush in net/ipv4/fib_trie.c).
+		return []Hint{HintLinks, HintEgress, HintAddresses, HintNeighbors, HintRoutes}
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return []Hint{HintAddresses}
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		if otherNeighbor(m.Data) {
+			return nil
+		}
+		return []Hint{HintNeighbors}
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		if ownRoute(m.Data) {
+			return nil
+		}
+		return []Hint{HintRoutes}
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return []Hint{HintRules}
+	case unix.RTM_NEWNETCONF, unix.RTM_DELNETCONF:
+		return []Hint{HintSysctls}
+	case unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER, unix.RTM_DELQDISC:
+		return []Hint{HintEgress}
+	}
+	return nil
+}
+
+// otherNeighbor tells entries with link-layer addresses of another length: Ethernet
+// neighbors come and go all the time.
+func otherNeighbor(body []byte) bool {
+	other := false
+	err := walk(body, unix.SizeofNdMsg, func(typ uint16, v []byte) error {
+		other = other || typ == unix.NDA_LLADDR && len(v) != 4
+		return nil
+	})
+	return err == nil && other
+}
+
+// ownRoute tells routes that the kernel makes for addresses, and cached ones.
+func ownRoute(body []byte) bool {
+	if len(body) < unix.SizeofRtMsg {
+		return false
+	}
+	switch body[7] {
+	case unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_ANYCAST, unix.RTN_MULTICAST:
+		return true
+	}
+	return native.Uint32(body[8:])&unix.RTM_F_CLONED != 0
+}
