@@ -1,0 +1,67 @@
+package iptables
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+	"github.com/vpcproxy/vpcproxy/pkg/nat/nattest"
+)
+
+func require(t *testing.T) {
+	if os.Getenv("VPCPROXY_LAB_KERNEL") == "" {
+		t.Skip("lab")
+	}
+}
+
+func TestContract(t *testing.T) {
+	require(t)
+	for _, m := range []Mode{NFT, Legacy} {
+		t.Run(string(m), func(t *testing.T) {
+			v4 := fmt.Sprintf("iptables-%s -w ", m)
+			v6 := "ip6" + v4[2:]
+			other := "iptables-nft "
+			if m == NFT {
+				other = "iptables-legacy "
+			}
+			nattest.Run(t, nattest.Harness{
+				New: func(t *testing.T, h nattest.Host) nat.Backend {
+					b, err := New(t.Context(), h, m, slog.New(slog.DiscardHandler))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if b.Mode() != m {
+						t.Fatalf("Mode = %s, want %s", b.Mode(), m)
+					}
+					return b
+				},
+				Faults: []nattest.Fault{
+					{Name: "iptables -F", Script: v4 + "-F"},
+					{Name: "iptables -t nat -F; -X", Script: v4 + "-t nat -F;" + v4 + "-t nat -X"},
+					{Name: "all of mangle gone", Script: v4 + "-t mangle -F;" + v4 + "-t mangle -X"},
+					{Name: "IPv6 filter gone", Script: v6 + "-F;" + v6 + "-X"},
+					{Name: "chain flushed", Script: v4 + "-t nat -F VPCPROXY-POSTROUTING"},
+					{Name: "jump deleted", Script: v4 + "-D INPUT 1"},
+					{Name: "jump doubled", Script: v4 + `-A FORWARD -m comment --comment "vpcproxy: guarded links" -j VPCPROXY-FORWARD`},
+					{Name: "jump restricted", Script: v4 + "-t nat -R POSTROUTING 1 -s 10.0.0.0/8 -j VPCPROXY-POSTROUTING"},
+					{Name: "jump from another chain", Script: v4 + "-A OUTPUT -j VPCPROXY-INPUT"},
+					{Name: "rule deleted", Script: v4 + "-D VPCPROXY-FORWARD 2"},
+					{Name: "rule edited", Script: v4 + "-t nat -R VPCPROXY-POSTROUTING 1 -o eth1 -j SNAT --to-source 1.2.3.4"},
+					{Name: "rule without random ports", Script: v4 + "-t nat -R VPCPROXY-POSTROUTING 1 -o eth1 -j SNAT --to-source 172.16.101.1"},
+					{Name: "rule added", Script: v4 + "-I VPCPROXY-INPUT -j ACCEPT"},
+					{Name: "accepted before us", Script: v4 + "-I FORWARD -j ACCEPT"},
+					{Name: "masqueraded before us", Script: v4 + "-t nat -I POSTROUTING ! -o lo -j MASQUERADE"},
+					{Name: "old chain", Script: v4 + "-N VPCPROXY-OLD;" + v4 + "-A FORWARD -j VPCPROXY-OLD"},
+					{Name: "chain in a foreign table", Script: v4 + "-t raw -N VPCPROXY-RAW;" + v4 + "-t raw -A PREROUTING -j VPCPROXY-RAW"},
+					{Name: "left in the other variant", Script: other + "-N VPCPROXY-FORWARD;" + other + "-A FORWARD -j VPCPROXY-FORWARD"},
+				},
+				Foreign: v4 + "-t nat -A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE;" +
+					v4 + "-N KUBE-FORWARD;" + v4 + "-A FORWARD -j KUBE-FORWARD;" + v4 + "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP;" +
+					v4 + "-t mangle -A PREROUTING -i eth9 -j MARK --set-mark 7;" + v6 + "-A INPUT -p tcp --dport 22 -j ACCEPT;" + v4 + "-P FORWARD DROP",
+				Dump: fmt.Sprintf("for p in iptables-%s-save ip6tables-%s-save; do for t in raw nat filter mangle; do $p -t $t | grep -v -e ^# -e VPCPROXY | cut -d[ -f1; done; done", m, m),
+			})
+		})
+	}
+}

@@ -1,0 +1,127 @@
+package iptables
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+)
+
+// parseRule reads a rule as iptables-save prints it, whatever the order of its
+// matches. A rule that package nat does not write is returned as Other.
+func parseRule(spec string) nat.Rule {
+	words := normalize(split(spec))
+	r, ok := readWords(words)
+	if !ok {
+		return nat.Rule{Other: spec}
+	}
+	// What was not understood, or was left out, shows when the rule is
+	// written again.
+	again := split(r.String())
+	slices.Sort(words)
+	slices.Sort(again)
+	if !slices.Equal(words, again) {
+		return nat.Rule{Other: spec}
+	}
+	return r
+}
+
+// normalize undoes differences in spelling between versions of iptables.
+func normalize(words []string) []string {
+	for i := 1; i < len(words); i++ {
+		switch words[i-1] {
+		case "--ctstate", "--tcp-flags":
+			words[i] = order(words[i])
+		case "-p":
+			if words[i] == "icmpv6" || words[i] == "58" {
+				words[i] = "ipv6-icmp"
+			}
+		case "--icmpv6-type":
+			if n, ok := icmpv6Names[words[i]]; ok {
+				words[i] = n
+			}
+		}
+	}
+	return words
+}
+
+// icmpv6Names are the names that some versions print for the types that
+// package nat uses (iptables: extensions/libxt_icmp.h).
+var icmpv6Names = map[string]string{
+	"neighbour-solicitation": "135", "neighbor-solicitation": "135",
+	"neighbour-advertisement": "136", "neighbor-advertisement": "136",
+}
+
+// order brings a list of flags into the order that package nat writes.
+func order(list string) string {
+	for _, known := range []string{string(nat.Known), string(nat.Untranslated), "SYN,RST"} {
+		a, b := strings.Split(list, ","), strings.Split(known, ",")
+		slices.Sort(a)
+		slices.Sort(b)
+		if slices.Equal(a, b) {
+			return known
+		}
+	}
+	return list
+}
+
+func readWords(words []string) (nat.Rule, bool) {
+	var r nat.Rule
+	for i := 0; i < len(words); i++ {
+		arg := ""
+		if i+1 < len(words) {
+			arg = words[i+1]
+		}
+		ok := true
+		switch words[i] {
+		case "-s":
+			r.Source, ok = address(arg)
+		case "-i":
+			r.In = nat.LinkPattern(arg)
+		case "-o":
+			r.Out = nat.LinkPattern(arg)
+		case "-p", "-m": // implied by another word
+		case "--tcp-flags":
+			r.SYN = true
+			i++
+		case "--icmpv6-type":
+			n, err := strconv.ParseUint(arg, 10, 8)
+			r.ICMPv6, ok = uint8(n), err == nil
+		case "--ctstate":
+			r.State = nat.State(arg)
+		case "--comment":
+			r.Reason, ok = nat.ReasonOf(arg)
+		case "-j":
+			r.Action = nat.Action(arg)
+		case "--to-source":
+			var err error
+			r.To, err = netip.ParseAddr(arg)
+			ok = err == nil
+		case "--set-mss":
+			var err error
+			r.Action = nat.SetMSS
+			r.MSS, err = strconv.Atoi(arg)
+			ok = err == nil
+		case "--clamp-mss-to-pmtu":
+			r.Action = nat.ClampMSS
+			i--
+		case "--random-fully":
+			i--
+		default:
+			ok = false
+		}
+		if !ok {
+			return r, false
+		}
+		i++
+	}
+	return r, true
+}
+
+// address reads an address with the prefix length of a single one.
+func address(s string) (netip.Addr, bool) {
+	p, err := netip.ParsePrefix(s)
+	return p.Addr(), err == nil && p.IsSingleIP()
+}

@@ -1,0 +1,224 @@
+package nattest
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+)
+
+// Fault is something that another program may do to our rules.
+type Fault struct {
+	Name   string
+	Script string // of the shell, run in the namespace of the machine under test
+}
+
+// Harness is a backend to be tested.
+type Harness struct {
+	New    func(t *testing.T, h Host) nat.Backend
+	Faults []Fault
+	// Foreign puts rules of other programs beside ours; Dump prints all
+	// rules but ours. Both are scripts.
+	Foreign, Dump string
+}
+
+// Samples are the sorts of NAT that nodes have.
+func Samples() map[string]desired.NAT {
+	tunnel := peer1.gate4
+	return map[string]desired.NAT{
+		"function host": {
+			SNAT:    []desired.SNAT{{Out: "vpx-+", To: tunnel, Except: []netip.Addr{tunnel}}},
+			Clamp:   []desired.Clamp{{Link: "vpx-+", MTU: 1472}},
+			Forward: []desired.Forward{{Out: "vpx-+"}},
+			Guarded: []string{"vpx-+"},
+		},
+		"proxy with HaVip": {
+			SNAT:    []desired.SNAT{{Out: "eth1", To: vpc.gate4}, {Out: "eth1", To: vpc.gate6}},
+			Clamp:   []desired.Clamp{{Link: "vpx-c1", MTU: 1472}},
+			Forward: []desired.Forward{{In: "vpx-c1", Out: "eth1"}},
+			Guarded: []string{"vpx-c1", "eth1"},
+		},
+		"lone proxy": {
+			SNAT:    []desired.SNAT{{Out: "eth1"}, {Out: "eth1", IPv6: true}},
+			Forward: []desired.Forward{{In: "vpx-c1", Out: "eth1"}},
+			Guarded: []string{"vpx-c1", "eth1"},
+		},
+		"proxy without ENI": {Guarded: []string{"vpx-c1"}},
+		"translation only":  {SNAT: []desired.SNAT{{Out: "eth1", To: vpc.gate4}}},
+	}
+}
+
+// Run checks a backend. It needs the right to make network namespaces and to
+// change /run.
+func Run(t *testing.T, h Harness) {
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, Harness, nat.Backend)
+	}{
+		{"reads back what it wrote", readsBack},
+		{"changes nothing twice", changesNothingTwice},
+		{"refuses what it cannot write", refuses},
+		{"leaves foreign rules alone", leavesForeign},
+		{"finds and repairs faults", repairs},
+		{"function host", functionHost},
+		{"proxy", proxy},
+		{"forwards errors about known connections", pathMTU},
+		{"clamps segment sizes", clamps},
+		{"replaces rules under traffic", replacesUnderTraffic},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			build(t)
+			b := h.New(t, Host{})
+			c.test(t, h, b)
+			remove(t, b)
+		})
+	}
+}
+
+func write(t *testing.T, b nat.Backend, n desired.NAT) nat.RuleSet {
+	t.Helper()
+	want := nat.Render(n)
+	if err := b.Write(t.Context(), Netns, want); err != nil {
+		t.Fatalf("Write: %v", err)
+	}
+	wantDiff(t, b, want, "")
+	return want
+}
+
+// wantDiff reads the rules and compares; "*" stands for any difference.
+func wantDiff(t *testing.T, b nat.Backend, want nat.RuleSet, diff string) string {
+	t.Helper()
+	have, err := b.Read(t.Context(), Netns)
+	if err != nil {
+		t.Fatalf("Read: %v", err)
+	}
+	got := nat.Diff(want, have)
+	if diff != got && (diff != "*" || got == "") {
+		t.Fatalf("Diff = %q, want %q", got, diff)
+	}
+	return got
+}
+
+// remove takes all rules away, twice.
+func remove(t *testing.T, b nat.Backend) {
+	t.Helper()
+	for range 2 {
+		if err := b.Write(t.Context(), Netns, nat.RuleSet{}); err != nil {
+			t.Fatalf("Write of nothing: %v", err)
+		}
+		have, err := b.Read(t.Context(), Netns)
+		if err != nil || !have.Empty() {
+			t.Fatalf("after removal: Read = %v, %v; want nothing", have, err)
+		}
+	}
+}
+
+// readsBack goes from every sample to every other.
+func readsBack(t *testing.T, _ Harness, b nat.Backend) {
+	samples := Samples()
+	var names []string
+	for n := range samples {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, from := range names {
+		for _, to := range names {
+			old := write(t, b, samples[from])
+			if from != to {
+				wantDiff(t, b, nat.Render(samples[to]), "*")
+			}
+			write(t, b, samples[to])
+			if from != to {
+				wantDiff(t, b, old, "*")
+			}
+		}
+	}
+}
+
+// changesNothingTwice relies on counters: a rule that is written anew starts
+// from zero.
+func changesNothingTwice(t *testing.T, _ Harness, b nat.Backend) {
+	sample := Samples()["proxy with HaVip"]
+	write(t, b, sample)
+	wantRefused(t, vpc, serve(t, Netns, vpc.gate4))
+	before := counts(t, b)
+	key := nat.Counter{Key: nat.Key{Family: nat.IPv4, Chain: nat.Input}, Reason: nat.InboundUserVPC, In: "eth1"}
+	if before[key] == 0 {
+		t.Fatalf("counters %v: nothing for %v", before, key)
+	}
+	write(t, b, sample)
+	if after := counts(t, b); after[key] < before[key] {
+		t.Errorf("counter fell from %d to %d: the second write replaced rules", before[key], after[key])
+	}
+}
+
+func counts(t *testing.T, b nat.Backend) map[nat.Counter]uint64 {
+	t.Helper()
+	cs, err := b.Counters(t.Context(), Netns)
+	if err != nil {
+		t.Fatalf("Counters: %v", err)
+	}
+	m := map[nat.Counter]uint64{}
+	for _, c := range cs {
+		n := c.Packets
+		c.Packets = 0
+		m[c] = n
+	}
+	return m
+}
+
+func refuses(t *testing.T, _ Harness, b nat.Backend) {
+	want := write(t, b, Samples()["lone proxy"])
+	bad := nat.Render(desired.NAT{Guarded: []string{"eth1\n-F"}})
+	if err := b.Write(t.Context(), Netns, bad); err == nil {
+		t.Error("Write of a link with a line break succeeded")
+	}
+	wantDiff(t, b, want, "")
+	if err := b.Write(t.Context(), "vpx-none", want); err == nil {
+		t.Error("Write to a namespace that does not exist succeeded")
+	}
+	if _, err := b.Read(t.Context(), "vpx-none"); err == nil {
+		t.Error("Read of a namespace that does not exist succeeded: unknown is not none")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Read(ctx, Netns); err == nil {
+		t.Error("Read succeeded after its context ended")
+	}
+}
+
+func leavesForeign(t *testing.T, h Harness, b nat.Backend) {
+	inside := func(script string) string {
+		return Shell(t, "ip netns exec "+Netns+" sh -ec '"+script+"'")
+	}
+	inside(h.Foreign)
+	before := inside(h.Dump)
+	for _, n := range Samples() {
+		write(t, b, n)
+		if got := inside(h.Dump); got != before {
+			t.Fatalf("foreign rules changed from\n%s\nto\n%s", before, got)
+		}
+	}
+	remove(t, b)
+	if got := inside(h.Dump); got != before {
+		t.Fatalf("foreign rules changed from\n%s\nto\n%s", before, got)
+	}
+}
+
+func repairs(t *testing.T, h Harness, b nat.Backend) {
+	for _, f := range h.Faults {
+		t.Run(f.Name, func(t *testing.T) {
+			want := write(t, b, Samples()["proxy with HaVip"])
+			Shell(t, "ip netns exec "+Netns+" sh -ec '"+f.Script+"'")
+			t.Log(wantDiff(t, b, want, "*"))
+			if err := b.Write(t.Context(), Netns, want); err != nil {
+				t.Fatalf("Write: %v", err)
+			}
+			wantDiff(t, b, want, "")
+			remove(t, b)
+		})
+	}
+}

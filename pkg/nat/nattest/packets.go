@@ -1,0 +1,231 @@
+package nattest
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+)
+
+func functionHost(t *testing.T, _ Harness, b nat.Backend) {
+	write(t, b, Samples()["function host"])
+	tunnel := peer1.gate4
+	far := serve(t, peer1.name, peer1.v4)
+	wantSource(t, pod, far, tunnel)
+	wantSource(t, node{name: Netns}, far, tunnel) // its own address, excepted
+
+	// The other side opens nothing, neither toward pods, nor this machine,
+	// nor another tunnel.
+	for _, at := range []node{{name: pod.name, v4: pod.v4}, {name: Netns, v4: peer1.gate4}, {name: peer2.name, v4: peer2.v4}} {
+		wantRefused(t, peer1, serve(t, at.name, at.v4))
+	}
+	// A link that is not guarded is nobody's business.
+	wantSource(t, pod, serve(t, vpc.name, vpc.v4), pod.v4)
+	// There is no IPv6 translation toward tunnels, so IPv6 stays away.
+	wantRefused(t, pod, serve(t, peer1.name, peer1.v6))
+
+	inject(t, pod, peer1.v4)
+	got := counts(t, b)
+	for _, c := range []nat.Counter{
+		{Key: nat.Key{Family: nat.IPv4, Chain: nat.Forward}, Reason: nat.InboundUserVPC, In: "vpx-+"},
+		{Key: nat.Key{Family: nat.IPv4, Chain: nat.Input}, Reason: nat.InboundUserVPC, In: "vpx-+"},
+		{Key: nat.Key{Family: nat.IPv4, Chain: nat.Forward}, Reason: nat.InvalidPacket, Out: "vpx-+"},
+		{Key: nat.Key{Family: nat.IPv6, Chain: nat.Forward}, Reason: nat.NoSourceNAT, Out: "vpx-+"},
+	} {
+		if got[c] == 0 {
+			t.Errorf("no packets counted for %v: %v", c, got)
+		}
+	}
+}
+
+func proxy(t *testing.T, _ Harness, b nat.Backend) {
+	for name, source := range map[string][2]netip.Addr{
+		"proxy with HaVip": {vpc.gate4, vpc.gate6},
+		"lone proxy":       {vpc.gate4, vpc.gate6},
+	} {
+		write(t, b, Samples()[name])
+		wantSource(t, peer1, serve(t, vpc.name, vpc.v4), source[0])
+		wantSource(t, peer1, serve(t, vpc.name, vpc.v6), source[1])
+		for _, at := range []struct {
+			netns string
+			addr  netip.Addr
+		}{
+			{peer1.name, peer1.v4}, {peer1.name, peer1.v6}, {pod.name, pod.v4},
+			{Netns, vpc.gate4}, {Netns, vpc.gate6}, {Netns, peer1.gate4},
+		} {
+			wantRefused(t, vpc, serve(t, at.netns, at.addr))
+		}
+		// The tunnel's side reaches the ENI and nothing else.
+		wantRefused(t, peer1, serve(t, pod.name, pod.v4))
+		wantRefused(t, peer1, serve(t, Netns, peer1.gate4))
+		remove(t, b)
+	}
+}
+
+// inject sends an ICMP echo reply that answers nothing: conntrack calls it
+// INVALID, and NAT would let it pass with its inner source.
+func inject(t *testing.T, from node, to netip.Addr) {
+	t.Helper()
+	err := Host{}.Run(t.Context(), from.name, func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		// Type 0, code 0, checksum, id 1, sequence 1.
+		return unix.Sendto(s, []byte{0, 0, 0xff, 0xfd, 0, 1, 0, 1}, 0, &unix.SockaddrInet4{Addr: to.As4()})
+	})
+	if err != nil {
+		t.Fatalf("send an ICMP message from %s: %v", from.name, err)
+	}
+}
+
+// pathMTU narrows a link behind the machine under test. The ICMP error about
+// it comes from the guarded side, and without it a large segment never arrives.
+func pathMTU(t *testing.T, _ Harness, b nat.Backend) {
+	write(t, b, Samples()["translation only"])
+	remove(t, b)
+	n := Samples()["proxy with HaVip"]
+	n.Clamp = nil // so that only the error can help
+	write(t, b, n)
+	Shell(t, `
+		ip netns add far
+		ip link add far0 netns vpc type veth peer name eth0 netns far
+		ip -n vpc addr add 172.16.200.1/24 dev far0
+		ip -n vpc link set far0 mtu 1300 up
+		ip -n far link set eth0 mtu 1300 up
+		ip -n far addr add 172.16.200.5/24 dev eth0
+		ip -n far route add default via 172.16.200.1
+		ip netns exec vpc sysctl -qw net.ipv4.ip_forward=1
+		ip -n vpx-nat route add 172.16.200.0/24 via 172.16.101.5`)
+	t.Cleanup(func() { Shell(t, "ip netns del far") })
+	to := serve(t, "far", netip.MustParseAddr("172.16.200.5"))
+	// The far end must not announce a small segment size itself.
+	Shell(t, "ip -n far route change default via 172.16.200.1 advmss 1460")
+
+	c, _, err := dial(t.Context(), peer1.name, to, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := echo(c, strings.Repeat("x", 8000)); err != nil {
+		t.Errorf("a large segment past a narrow link: %v", err)
+	}
+}
+
+func clamps(t *testing.T, _ Harness, b nat.Backend) {
+	const mtu = 1280
+	n := Samples()["proxy with HaVip"]
+	n.Clamp = []desired.Clamp{{Link: "vpx-c1", MTU: mtu}}
+	write(t, b, n)
+	for to, want := range map[netip.AddrPort]int{
+		serve(t, vpc.name, vpc.v4): mtu - 40 - 12, // 12: the timestamp option
+		serve(t, vpc.name, vpc.v6): mtu - 60 - 12,
+	} {
+		c, _, err := dial(t.Context(), peer1.name, to, patience)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if got := sendMSS(t, c); got != want {
+			t.Errorf("%s: the client sends segments of %d bytes, want %d", to, got, want)
+		}
+		_ = c.Close()
+	}
+}
+
+// sendMSS returns the largest segment that a connection sends.
+func sendMSS(t *testing.T, c net.Conn) int {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mss := 0
+	var optErr error
+	if err := raw.Control(func(fd uintptr) {
+		mss, optErr = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+	}); err != nil || optErr != nil {
+		t.Fatal(err, optErr)
+	}
+	return mss
+}
+
+// replacements is how often rules are replaced under traffic.
+const replacements = 50
+
+// replacesUnderTraffic opens connections without pause while the rules change
+// between two sets with the same translation, and keeps one connection open.
+func replacesUnderTraffic(t *testing.T, _ Harness, b nat.Backend) {
+	first := Samples()["proxy with HaVip"]
+	second := first
+	second.Clamp = []desired.Clamp{{Link: "vpx-c1", MTU: 1400}}
+	second.Guarded = append([]string{"vpx-c2"}, first.Guarded...)
+	second.SNAT = append([]desired.SNAT{{Out: "vpx-c2", To: peer2.gate4}}, first.SNAT...)
+	write(t, b, first)
+
+	to := serve(t, vpc.name, vpc.v4)
+	long, _, err := dial(t.Context(), peer1.name, to, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Close()
+
+	stop, result := make(chan struct{}), make(chan traffic, 1)
+	go func() { result <- connect(t, peer1, to, stop) }()
+	for i := range replacements {
+		n := first
+		if i%2 == 0 {
+			n = second
+		}
+		if err := b.Write(t.Context(), Netns, nat.Render(n)); err != nil {
+			t.Fatalf("replacement %d: %v", i, err)
+		}
+		if err := echo(long, "alive"); err != nil {
+			t.Fatalf("the connection that was open ended with replacement %d: %v", i, err)
+		}
+	}
+	close(stop)
+	got := <-result
+	for source, n := range got.seen {
+		if source != vpc.gate4 {
+			t.Errorf("%d connections arrived from %s, not from %s", n, source, vpc.gate4)
+		}
+	}
+	for _, err := range got.errs {
+		t.Errorf("connection refused or lost: %v", err)
+	}
+	if got.seen[vpc.gate4] < replacements {
+		t.Errorf("only %d connections in %d replacements: the test shows nothing", got.seen[vpc.gate4], replacements)
+	}
+	t.Logf("%d connections", got.seen[vpc.gate4])
+}
+
+type traffic struct {
+	seen map[netip.Addr]int
+	errs []error
+}
+
+func connect(t *testing.T, from node, to netip.AddrPort, stop <-chan struct{}) traffic {
+	r := traffic{seen: map[netip.Addr]int{}}
+	for {
+		select {
+		case <-stop:
+			return r
+		default:
+		}
+		c, seen, err := dial(t.Context(), from.name, to, time.Second)
+		if err != nil {
+			r.errs = append(r.errs, err)
+			continue
+		}
+		r.seen[seen]++
+		_ = c.Close()
+	}
+}

@@ -1,0 +1,119 @@
+package nattest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// patience is how long a packet may take that is expected; refusal how long one
+// is waited for that is not.
+const (
+	patience = 5 * time.Second
+	refusal  = 300 * time.Millisecond
+)
+
+// serve starts a TCP server at a node (or at the machine under test: name
+// Netns) that tells each client the address it saw, and then echoes.
+func serve(t *testing.T, netns string, at netip.Addr) netip.AddrPort {
+	t.Helper()
+	var l net.Listener
+	err := Host{}.Run(t.Context(), netns, func() (err error) {
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("listen in %s: %v", netns, err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go greet(c)
+		}
+	}()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+func greet(c net.Conn) {
+	defer c.Close()
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		return
+	}
+	if _, err := fmt.Fprintln(c, host); err == nil {
+		_, _ = io.Copy(c, c) // until the client has had enough
+	}
+}
+
+// dial connects from a node and returns the source that the server saw.
+func dial(ctx context.Context, from string, to netip.AddrPort, limit time.Duration) (net.Conn, netip.Addr, error) {
+	var c net.Conn
+	err := Host{}.Run(ctx, from, func() (err error) {
+		d := net.Dialer{Timeout: limit}
+		c, err = d.DialContext(ctx, "tcp", to.String())
+		return err
+	})
+	if err != nil {
+		return nil, netip.Addr{}, err
+	}
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, netip.Addr{}, errors.Join(err, c.Close())
+	}
+	var seen string
+	if _, err := fmt.Fscanln(c, &seen); err != nil {
+		return nil, netip.Addr{}, errors.Join(err, c.Close())
+	}
+	a, err := netip.ParseAddr(seen)
+	return c, a, err
+}
+
+// wantSource checks that a connection succeeds with this source.
+func wantSource(t *testing.T, from node, to netip.AddrPort, source netip.Addr) {
+	t.Helper()
+	c, seen, err := dial(t.Context(), from.name, to, patience)
+	if err != nil {
+		t.Errorf("%s → %s: %v", from.name, to, err)
+		return
+	}
+	_ = c.Close()
+	if seen != source {
+		t.Errorf("%s → %s: server saw %s, want %s", from.name, to, seen, source)
+	}
+}
+
+// wantRefused checks that no connection comes about.
+func wantRefused(t *testing.T, from node, to netip.AddrPort) {
+	t.Helper()
+	c, seen, err := dial(t.Context(), from.name, to, refusal)
+	if err == nil {
+		_ = c.Close()
+		t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, seen)
+	}
+}
+
+// echo sends a word over a connection and waits for it.
+func echo(c net.Conn, word string) error {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(c, word); err != nil {
+		return err
+	}
+	var got string
+	if _, err := fmt.Fscanln(c, &got); err != nil {
+		return err
+	}
+	if got != word {
+		return fmt.Errorf("sent %q, got %q", word, got)
+	}
+	return nil
+}
