@@ -1,0 +1,412 @@
+package nft_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vpcproxy/vpcproxy/internal/nft"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func match(src, dst string) nft.Match {
+	return nft.Match{Src: netip.MustParsePrefix(src), Dst: netip.MustParsePrefix(dst)}
+}
+
+func peers(ps ...nft.Peer) map[nft.Peer]struct{} {
+	set := map[nft.Peer]struct{}{}
+	for _, p := range ps {
+		set[p] = struct{}{}
+	}
+	return set
+}
+
+var (
+	endpoint = nft.Peer{Local: addr("192.168.4.2")}
+	keyed    = nft.Peer{Local: addr("192.168.4.2"), Addr: addr("192.168.80.8"), Keyed: true, Key: 0x01020304}
+	keyed0   = nft.Peer{Local: addr("192.168.4.2"), Addr: addr("192.168.80.8"), Keyed: true}
+	unkeyed  = nft.Peer{Local: addr("192.168.4.2"), Addr: addr("192.168.80.9")}
+	other    = nft.Peer{Local: addr("192.168.4.3"), Addr: addr("192.168.80.8"), Keyed: true, Key: 7}
+	red      = nft.Mark{Mark: 0x100, Mask: 0xff00}
+	blue     = nft.Mark{Mark: 0x200, Mask: 0xff00}
+)
+
+// everything is a change that makes use of all there is.
+func everything() nft.Change {
+	return nft.Change{
+		AddPeers: []nft.Peer{endpoint, keyed, keyed0, unkeyed, other},
+		AddSteers: map[nft.Match]nft.Mark{
+			match("10.244.1.5/32", "172.16.101.0/24"): red,
+			match("10.244.0.0/16", "172.16.101.0/24"): red,
+			match("10.244.1.5/32", "172.16.102.0/24"): blue,
+			match("0.0.0.0/0", "172.16.103.0/24"):     blue,
+			match("fd00:1::5/128", "fd00:2::/64"):     red,
+			match("::/0", "fd00:3::/64"):              {Mark: 0xffffffff, Mask: 0xffffffff},
+		},
+	}
+}
+
+func contentsOf(ch nft.Change, implied ...nft.Peer) nft.Contents {
+	return nft.Contents{Peers: peers(append(implied, ch.AddPeers...)...), Steers: ch.AddSteers}
+}
+
+func (m *machine) expect(ts *nft.Tables, netns string, want nft.Contents) {
+	m.t.Helper()
+	if want.Steers == nil {
+		want.Steers = map[nft.Match]nft.Mark{}
+	}
+	if diff := cmp.Diff(want, m.load(ts, netns), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		m.t.Fatalf("contents (-want +got):\n%s", diff)
+	}
+}
+
+func (m *machine) expectNoTable(netns string) {
+	m.t.Helper()
+	if out := m.nft(netns, "list tables"); strings.Contains(out, nft.TableName) {
+		m.t.Fatalf("the table is still there: %s", out)
+	}
+}
+
+func TestContentsReadBackAsWritten(t *testing.T) {
+	m := newMachine(t, "own", "vpx-a")
+	ts := m.tables("own")
+	for _, netns := range []string{"", "vpx-a"} {
+		m.expect(ts, netns, contentsOf(nft.Change{}))
+		ch := everything()
+		// A peer implies its endpoint.
+		want := contentsOf(ch, nft.Peer{Local: other.Local})
+		m.apply(ts, netns, ch)
+		m.expect(ts, netns, want)
+		m.apply(ts, netns, ch)
+		m.expect(ts, netns, want)
+	}
+	if err := ts.Remove(context.Background(), "vpx-a"); err != nil {
+		t.Fatal(err)
+	}
+	m.expectNoTable("vpx-a")
+	m.expect(ts, "", contentsOf(everything(), nft.Peer{Local: other.Local}))
+	if err := ts.Remove(context.Background(), "vpx-a"); err != nil {
+		t.Fatalf("removing an absent table: %v", err)
+	}
+}
+
+func TestMissingNamespace(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	ctx := context.Background()
+	if err := os.WriteFile(filepath.Join(m.dir, "stale"), nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	for _, netns := range []string{"vpx-gone", "stale"} {
+		_, loadErr := ts.Load(ctx, netns)
+		_, countErr := ts.Counters(ctx, netns)
+		for _, err := range []error{loadErr, countErr, ts.Apply(ctx, netns, nft.Change{}), ts.Remove(ctx, netns)} {
+			if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), netns) {
+				t.Errorf("%s: %v", netns, err)
+			}
+		}
+	}
+}
+
+func TestTableGoesWithItsLastElement(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	all := everything()
+	m.apply(ts, "", all)
+	var steers []nft.Match
+	for s := range all.AddSteers {
+		steers = append(steers, s)
+	}
+	m.apply(ts, "", nft.Change{DeleteSteers: steers})
+	m.expect(ts, "", nft.Contents{Peers: peers(endpoint, keyed, keyed0, unkeyed, other, nft.Peer{Local: other.Local})})
+	if out := m.nft("own", "list table inet "+nft.TableName); strings.Contains(out, "steer4") || strings.Contains(out, "mark_") {
+		t.Fatalf("maps or chains stay behind:\n%s", out)
+	}
+	m.apply(ts, "", nft.Change{DeletePeers: []nft.Peer{keyed, keyed0, unkeyed, other, {Local: other.Local}}})
+	// An endpoint outlives its peers.
+	m.expect(ts, "", nft.Contents{Peers: peers(endpoint)})
+	absent := nft.Change{DeletePeers: []nft.Peer{keyed, unkeyed}, DeleteSteers: steers}
+	m.apply(ts, "", absent)
+	m.expect(ts, "", nft.Contents{Peers: peers(endpoint)})
+	m.apply(ts, "", nft.Change{DeletePeers: []nft.Peer{endpoint}})
+	m.expectNoTable("own")
+	m.apply(ts, "", absent)
+	m.expectNoTable("own")
+}
+
+func TestOverlappingSteersInAnyOrder(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	matches := []nft.Match{
+		match("0.0.0.0/0", "172.16.0.0/16"), match("10.0.0.0/8", "172.16.1.0/24"), match("10.0.0.0/8", "172.16.1.0/25"),
+		match("10.1.1.1/32", "172.16.0.0/16"), match("10.1.1.1/32", "172.16.1.0/24"), match("10.1.1.0/31", "172.16.1.0/24"),
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 10 {
+		rng.Shuffle(len(matches), func(i, j int) { matches[i], matches[j] = matches[j], matches[i] })
+		want := nft.Contents{Peers: peers(), Steers: map[nft.Match]nft.Mark{}}
+		for i, s := range matches {
+			want.Steers[s] = nft.Mark{Mark: uint32(i+1) << 8, Mask: 0xff00}
+			m.apply(ts, "", nft.Change{AddSteers: map[nft.Match]nft.Mark{s: want.Steers[s]}})
+			m.expect(ts, "", want)
+		}
+		rng.Shuffle(len(matches), func(i, j int) { matches[i], matches[j] = matches[j], matches[i] })
+		for _, s := range matches {
+			delete(want.Steers, s)
+			m.apply(ts, "", nft.Change{DeleteSteers: []nft.Match{s}})
+			m.expect(ts, "", want)
+		}
+		m.expectNoTable("own")
+	}
+}
+
+func TestSteerGetsAnotherMark(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	s := match("10.244.1.5/32", "172.16.101.0/24")
+	for _, mark := range []nft.Mark{red, blue, {Mark: 0x100, Mask: 0xfff}, red} {
+		m.apply(ts, "", nft.Change{AddSteers: map[nft.Match]nft.Mark{s: mark}})
+		m.expect(ts, "", nft.Contents{Peers: peers(), Steers: map[nft.Match]nft.Mark{s: mark}})
+	}
+	if n := strings.Count(m.nft("own", "list chains"), "chain mark_"); n != 1 {
+		t.Fatalf("%d mark chains, want the one in use", n)
+	}
+}
+
+func TestInvalidChangeIsRefusedWhole(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	good := match("10.244.1.5/32", "172.16.101.0/24")
+	for name, ch := range map[string]nft.Change{
+		"IPv6 endpoint":       {AddPeers: []nft.Peer{{Local: addr("fd00::1")}}},
+		"no endpoint":         {AddPeers: []nft.Peer{{Addr: addr("10.0.0.1")}}},
+		"any endpoint":        {AddPeers: []nft.Peer{{Local: addr("0.0.0.0"), Addr: addr("10.0.0.1")}}},
+		"IPv6 peer":           {AddPeers: []nft.Peer{{Local: addr("10.0.0.1"), Addr: addr("fd00::1")}}},
+		"any peer":            {AddPeers: []nft.Peer{{Local: addr("10.0.0.1"), Addr: addr("0.0.0.0")}}},
+		"mapped peer":         {AddPeers: []nft.Peer{{Local: addr("10.0.0.1"), Addr: addr("::ffff:10.0.0.2")}}},
+		"key without keyed":   {AddPeers: []nft.Peer{{Local: addr("10.0.0.1"), Addr: addr("10.0.0.2"), Key: 1}}},
+		"endpoint with key":   {AddPeers: []nft.Peer{{Local: addr("10.0.0.1"), Keyed: true, Key: 1}}},
+		"no source":           {AddSteers: map[nft.Match]nft.Mark{{Dst: good.Dst}: red}},
+		"no destination":      {AddSteers: map[nft.Match]nft.Mark{{Src: good.Src}: red}},
+		"source host bits":    {AddSteers: map[nft.Match]nft.Mark{match("10.0.0.1/8", "10.0.0.0/8"): red}},
+		"dest. host bits":     {AddSteers: map[nft.Match]nft.Mark{match("10.0.0.0/8", "10.0.0.1/8"): red}},
+		"two families":        {AddSteers: map[nft.Match]nft.Mark{match("10.0.0.0/8", "fd00::/8"): red}},
+		"no mark":             {AddSteers: map[nft.Match]nft.Mark{good: {Mask: 0xff}}},
+		"mark outside mask":   {AddSteers: map[nft.Match]nft.Mark{good: {Mark: 0x101, Mask: 0xff}}},
+		"one good of the two": {AddPeers: []nft.Peer{keyed, {Local: addr("fd00::1")}}},
+	} {
+		if err := ts.Apply(context.Background(), "", ch); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	m.expectNoTable("own")
+}
+
+var handleOf = regexp.MustCompile(`# handle (\d+)`)
+
+// handle returns the handle of the rule of a chain that contains text.
+func (m *machine) handle(netns, chain, text string) string {
+	m.t.Helper()
+	for line := range strings.Lines(m.run(netns, "nft", "-a", "list", "chain", "inet", nft.TableName, chain)) {
+		if h := handleOf.FindStringSubmatch(line); h != nil && strings.Contains(line, text) && !strings.Contains(line, "{") {
+			return h[1]
+		}
+	}
+	m.t.Fatalf("chain %s has no rule with %q", chain, text)
+	return ""
+}
+
+func TestTamperingIsNoticedAndRepaired(t *testing.T) {
+	const table = "inet vpcproxy"
+	rule := func(chain, text, op, rest string) func(*machine) string {
+		return func(m *machine) string {
+			return fmt.Sprintf("%s rule %s %s handle %s %s", op, table, chain, m.handle("own", chain, text), rest)
+		}
+	}
+	command := func(format string) func(*machine) string {
+		return func(*machine) string { return fmt.Sprintf(format, table) }
+	}
+	cases := map[string]func(*machine) string{
+		"rule deleted":           rule("gre_prerouting", "@endpoints4", "delete", ""),
+		"one of many deleted":    rule("gre", "0x200086dd", "delete", ""),
+		"drop deleted":           rule("gre", "\tcounter name", "delete", ""),
+		"verdict replaced":       rule("gre", "\tcounter name", "replace", `counter name unknown_peer accept`),
+		"counter exchanged":      rule("gre", "\tcounter name", "replace", `counter name forged_gre drop`),
+		"value replaced":         rule("steer", "@steer4_32_24", "replace", "ip saddr . ip daddr & 255.255.255.128 vmap @steer4_32_24"),
+		"set exchanged":          rule("gre_prerouting", "@endpoints4", "replace", "meta l4proto gre ip daddr @remotes4 goto gre"),
+		"lookup inverted":        rule("gre_prerouting", "@endpoints4", "replace", "meta l4proto gre ip daddr != @endpoints4 goto gre"),
+		"notrack lost":           rule("gre_output", "notrack", "replace", "meta l4proto gre ip saddr @endpoints4 accept"),
+		"condition added":        rule("gre_forward", "@remotes4", "replace", `meta l4proto gre ip daddr @remotes4 ip ttl 9 counter name "forged_gre" drop`),
+		"unknown expression":     rule("gre_forward", "@remotes4", "replace", `meta l4proto gre ip daddr @remotes4 rt classid 9 counter name "forged_gre" drop`),
+		"mark rule replaced":     rule("mark_00000100_0000ff00", "mark", "replace", "meta mark set 0x100 accept"),
+		"accept added":           command("insert rule %s gre accept"),
+		"rule appended":          command("add rule %s gre_output accept"),
+		"chain flushed":          command("flush chain %s steer"),
+		"table flushed":          command("flush table %s"),
+		"base chain deleted":     command("delete chain %s gre_forward"),
+		"base chain added":       command("add chain %s first { type filter hook prerouting priority -310; }"),
+		"plain chain added":      command("add chain %s foreign"),
+		"policy changed":         command("add chain %s steer { policy drop; }"),
+		"dormant":                command("add table %s { flags dormant; }"),
+		"set added":              command("add set %s foreign { type ipv4_addr; }"),
+		"interval map added":     command("add map %s steer4_24_24 { type ipv4_addr . ipv4_addr : verdict; flags interval; }"),
+		"map of other type":      command("add map %s steer4_24_24 { type ipv4_addr : verdict; }"),
+		"empty steering map":     command("add map %s steer4_24_24 { type ipv4_addr . ipv4_addr : verdict; }"),
+		"counter added":          command("add counter %s foreign"),
+		"quota added":            command("add quota %s foreign { 1 mbytes }"),
+		"endpoint deleted":       command("delete element %s endpoints4 { 192.168.4.2 }"),
+		"endpoints flushed":      command("flush set %s endpoints4"),
+		"remote deleted":         command("delete element %s remotes4 { 192.168.80.8 }"),
+		"remote added":           command("add element %s remotes4 { 1.2.3.4 }"),
+		"element that accepts":   command("add element %s steer4_32_24 { 10.9.9.9 . 10.9.9.0 : accept }"),
+		"element that jumps":     command("add element %s steer4_32_24 { 10.9.9.9 . 10.9.9.0 : jump mark_00000100_0000ff00 }"),
+		"element with host bits": command("add element %s steer4_32_24 { 10.9.9.9 . 10.9.9.9 : goto mark_00000100_0000ff00 }"),
+	}
+	for name, tamper := range cases {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, "own")
+			ts := m.tables("own")
+			ch := everything()
+			m.apply(ts, "", ch)
+			m.nft("own", tamper(m))
+
+			got := m.load(ts, "")
+			if got.Damage == "" {
+				t.Fatalf("not noticed:\n%s", m.nft("own", "list ruleset"))
+			}
+			t.Log(got.Damage)
+			m.apply(ts, "", nft.Change{})
+			want := contentsOf(ch, nft.Peer{Local: other.Local})
+			m.expect(ts, "", want)
+		})
+	}
+}
+
+// A change that only adds does not look at the elements, but at all the rest.
+func TestAddingRepairsRules(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	ch := everything()
+	m.apply(ts, "", ch)
+	want := contentsOf(ch, nft.Peer{Local: other.Local})
+	for i, tamper := range []string{"flush chain inet vpcproxy gre", "delete chain inet vpcproxy gre_forward", "flush table inet vpcproxy"} {
+		m.nft("own", tamper)
+		added := nft.Peer{Local: endpoint.Local, Addr: addr("192.168.81.0"), Keyed: true, Key: uint32(i)}
+		m.apply(ts, "", nft.Change{AddPeers: []nft.Peer{added}})
+		want.Peers[added] = struct{}{}
+		m.expect(ts, "", want)
+	}
+}
+
+func TestForeignElementsAreListed(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	m.apply(ts, "", everything())
+	m.nft("own", "add element inet vpcproxy steer4_32_24 { 10.9.9.9 . 10.9.9.0 : goto mark_00000100_0000ff00 }")
+	m.nft("own", "delete element inet vpcproxy steer4_32_24 { 10.244.1.5 . 172.16.101.0 }")
+	m.nft("own", "delete element inet vpcproxy peers4_nokey { 192.168.80.9 . 192.168.4.2 }; delete element inet vpcproxy remotes4 { 192.168.80.9 }")
+	want := contentsOf(everything(), nft.Peer{Local: other.Local})
+	want.Steers[match("10.9.9.9/32", "10.9.9.0/24")] = red
+	delete(want.Steers, match("10.244.1.5/32", "172.16.101.0/24"))
+	delete(want.Peers, unkeyed)
+	m.expect(ts, "", want)
+}
+
+func TestWholeRulesetFlushed(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	m.apply(ts, "", everything())
+	m.nft("own", "flush ruleset")
+	m.expect(ts, "", nft.Contents{Peers: peers()})
+	m.apply(ts, "", everything())
+	m.expect(ts, "", contentsOf(everything(), nft.Peer{Local: other.Local}))
+}
+
+func TestEmptiedTableIsDamage(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	m.apply(ts, "", nft.Change{AddPeers: []nft.Peer{endpoint}})
+	m.nft("own", "flush set inet vpcproxy endpoints4")
+	if c := m.load(ts, ""); c.Damage == "" {
+		t.Fatal("an empty table passes for an absent one")
+	}
+	m.apply(ts, "", nft.Change{})
+	m.expectNoTable("own")
+}
+
+func TestForeignTablesAreLeftAlone(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	m.nft("own", "add table ip vpcproxy; add chain ip vpcproxy c; add table inet other; add chain inet other gre { type filter hook prerouting priority -300; }; add rule inet other gre accept")
+	before := m.nft("own", "list ruleset")
+	m.apply(ts, "", everything())
+	m.expect(ts, "", contentsOf(everything(), nft.Peer{Local: other.Local}))
+	m.nft("own", "flush chain inet vpcproxy gre")
+	m.apply(ts, "", nft.Change{})
+	if err := ts.Remove(context.Background(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if after := m.nft("own", "list ruleset"); after != before {
+		t.Fatalf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// Concurrent writers of other tables must not make ours look damaged.
+func TestReadingWhileOthersWrite(t *testing.T) {
+	m := newMachine(t, "own")
+	ts := m.tables("own")
+	ch := nft.Change{AddSteers: map[nft.Match]nft.Mark{}}
+	for i := range 2000 {
+		src := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), 32)
+		ch.AddSteers[nft.Match{Src: src, Dst: netip.MustParsePrefix("172.16.101.0/24")}] = red
+	}
+	m.apply(ts, "", ch)
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := m.in("own", func() error { return runNFT("add table inet busy { set s { type ipv4_addr; }; }; delete table inet busy") }); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for range 50 {
+		c := m.load(ts, "")
+		if c.Damage != "" || !maps.Equal(c.Steers, ch.AddSteers) {
+			t.Errorf("read %d of %d steers, damage %q", len(c.Steers), len(ch.AddSteers), c.Damage)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCancelledContext(t *testing.T) {
+	m := newMachine(t, "own")
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := m.tables("own").Apply(ctx, "", everything()); err == nil {
+		t.Fatal("written although the context was cancelled")
+	}
+	m.expectNoTable("own")
+}

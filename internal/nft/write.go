@@ -1,0 +1,210 @@
+package nft
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// transaction turns what a table holds into what it should.
+type transaction struct {
+	have    *state
+	want    Contents
+	addOnly bool // keep all that is there; have.elements is unknown
+}
+
+// chunk is the number of elements in one message: the attribute that holds them
+// has a length of 16 bits, and a key of two IPv6 addresses with a verdict takes 100 bytes.
+// 1,000 would overflow for such.
+const chunk = 500
+
+// commit makes the change in one batch.
+func (c *conn) commit(tx transaction) error {
+	switch {
+	case !tx.addOnly && tx.want.empty():
+		if !tx.have.exists {
+			return nil
+		}
+		c.DelTable(table())
+	case !tx.have.exists || tx.have.broken:
+		if err := c.rebuild(tx); err != nil {
+			return err
+		}
+	default:
+		if err := c.edit(tx); err != nil {
+			return err
+		}
+	}
+	return c.Flush()
+}
+
+// rebuild makes the whole table anew.
+func (c *conn) rebuild(tx transaction) error {
+	if tx.have.exists {
+		c.DelTable(table())
+	}
+	c.AddTable(table())
+	for _, name := range counterNames {
+		value := tx.have.counters[name]
+		c.AddObj(&nftables.CounterObj{Table: table(), Name: name, Bytes: value.Bytes, Packets: value.Packets})
+	}
+	elems := tx.want.elements()
+	steerMaps, marks := tx.want.parts()
+	sk := newSkeleton(steerMaps, marks)
+	if err := c.addSets(sk, slices.Collect(maps.Keys(sk.sets))); err != nil {
+		return err
+	}
+	names := slices.Sorted(maps.Keys(sk.chains))
+	c.addChains(sk, names)
+	c.addRules(sk, names)
+	return c.addElements(elems, nil)
+}
+
+// edit changes a table whose sets and chains are as they should be. Chains stay
+// attached to their hooks while their rules are exchanged: of a new chain and
+// the old one, a packet between the two could meet neither's rules.
+func (c *conn) edit(tx transaction) error {
+	steerMaps, marks := tx.want.parts()
+	if tx.addOnly {
+		steerMaps, marks = union(tx.have.steerMaps, steerMaps), union(tx.have.marks, marks)
+	}
+	want, have := newSkeleton(steerMaps, marks), newSkeleton(tx.have.steerMaps, tx.have.marks)
+
+	newSets, newChains := missing(have.sets, want.sets), missing(have.chains, want.chains)
+	if err := c.addSets(want, newSets); err != nil {
+		return err
+	}
+	c.addChains(want, newChains)
+	oldSets, oldChains := missing(want.sets, have.sets), missing(want.chains, have.chains)
+	rewrite := newChains
+	for name := range tx.have.edited {
+		if _, ok := want.chains[name]; ok {
+			c.FlushChain(&nftables.Chain{Table: table(), Name: name})
+			rewrite = append(rewrite, name)
+		}
+	}
+	if len(newSets)+len(oldSets) > 0 && !tx.have.edited[chainSteer] {
+		c.FlushChain(&nftables.Chain{Table: table(), Name: chainSteer})
+		rewrite = append(rewrite, chainSteer)
+	}
+	c.addRules(want, rewrite)
+
+	elems := tx.want.elements()
+	if err := c.deleteElements(tx.have.elements, elems); err != nil {
+		return err
+	}
+	if err := c.addElements(elems, tx.have.elements); err != nil {
+		return err
+	}
+	for _, name := range oldSets {
+		c.DelSet(&nftables.Set{Table: table(), Name: name})
+	}
+	for _, name := range oldChains {
+		c.DelChain(&nftables.Chain{Table: table(), Name: name})
+	}
+	return nil
+}
+
+// parts returns the steering maps and the marks that the contents need.
+func (c Contents) parts() ([]steerMap, []Mark) {
+	steerMaps, marks := map[steerMap]struct{}{}, map[Mark]struct{}{}
+	for match, mark := range c.Steers {
+		steerMaps[match.steerMap()] = struct{}{}
+		marks[mark] = struct{}{}
+	}
+	return slices.Collect(maps.Keys(steerMaps)), slices.Collect(maps.Keys(marks))
+}
+
+func union[T comparable](a, b []T) []T {
+	all := slices.Clone(a)
+	for _, v := range b {
+		if !slices.Contains(a, v) {
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+// missing returns the names that b has and a has not, sorted.
+func missing[V any](a, b map[string]V) []string {
+	var names []string
+	for name := range b {
+		if _, ok := a[name]; !ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (c *conn) addSets(sk skeleton, names []string) error {
+	for _, name := range names {
+		def := sk.sets[name]
+		set := &nftables.Set{Table: table(), Name: name, KeyType: def.key, Concatenation: def.key.Name != typeAddr4.Name}
+		if def.verdict {
+			set.IsMap, set.DataType = true, nftables.TypeVerdict
+		}
+		if err := c.AddSet(set, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *conn) addChains(sk skeleton, names []string) {
+	accept := nftables.ChainPolicyAccept
+	for _, name := range names {
+		def := sk.chains[name]
+		ch := &nftables.Chain{Table: table(), Name: name}
+		if def.hook != nil {
+			ch.Hooknum, ch.Priority, ch.Type, ch.Policy = def.hook, def.prio, nftables.ChainTypeFilter, &accept
+		}
+		c.AddChain(ch)
+	}
+}
+
+func (c *conn) addRules(sk skeleton, chains []string) {
+	for _, name := range chains {
+		for _, r := range sk.chains[name].rules {
+			c.AddRule(&nftables.Rule{Table: table(), Chain: &nftables.Chain{Name: name}, Exprs: []expr.Any(r)})
+		}
+	}
+}
+
+// deleteElements deletes what is there and not wanted, or wanted otherwise.
+func (c *conn) deleteElements(have, want map[string]elements) error {
+	for set, elems := range have {
+		var old []nftables.SetElement
+		for key, chain := range elems {
+			if w, ok := want[set][key]; !ok || w != chain {
+				old = append(old, element(key, chain))
+			}
+		}
+		for part := range slices.Chunk(old, chunk) {
+			if err := c.SetDeleteElements(&nftables.Set{Table: table(), Name: set}, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addElements adds what is wanted and not there, or there otherwise.
+func (c *conn) addElements(want, have map[string]elements) error {
+	for set, elems := range want {
+		var added []nftables.SetElement
+		for key, chain := range elems {
+			if h, ok := have[set][key]; !ok || h != chain {
+				added = append(added, element(key, chain))
+			}
+		}
+		for part := range slices.Chunk(added, chunk) {
+			if err := c.SetAddElements(&nftables.Set{Table: table(), Name: set}, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
