@@ -81,11 +81,12 @@ func flatten(err error) []error {
 
 // Parse reads the objects of a text: YAML documents or JSON values, each an
 // object or a List of them. The name is for errors. Each object is validated
-// alone; all problems are joined, each an *Error.
+// alone; all problems are joined, each an *Error, or a *strictyaml.Error if the
+// text itself is wrong.
 func Parse(name string, text []byte) ([]*Document, error) {
-	docs, err := strictyaml.Parse(text)
+	docs, err := strictyaml.Parse(name, text)
 	if err != nil {
-		return nil, locateText(name, err)
+		return nil, err
 	}
 	var out []*Document
 	var errs []error
@@ -108,18 +109,6 @@ func Parse(name string, text []byte) ([]*Document, error) {
 		return nil, err
 	}
 	return out, nil
-}
-
-func locateText(name string, err error) error {
-	var errs []error
-	for _, e := range flatten(err) {
-		var se *strictyaml.Error
-		if errors.As(e, &se) {
-			e = &Error{File: name, Line: se.Line, Err: errors.New(se.Problem)}
-		}
-		errs = append(errs, e)
-	}
-	return errors.Join(errs...)
 }
 
 type item struct {

@@ -21,7 +21,7 @@ type jsonReader struct {
 	depth int
 }
 
-func jsonNodes(text []byte) ([]*yaml.Node, error) {
+func jsonNodes(text []byte) ([]*yaml.Node, *Error) {
 	r := &jsonReader{dec: json.NewDecoder(bytes.NewReader(text)), text: text, line: 1}
 	r.dec.UseNumber()
 	var nodes []*yaml.Node
@@ -37,7 +37,7 @@ func jsonNodes(text []byte) ([]*yaml.Node, error) {
 	}
 }
 
-func (r *jsonReader) syntaxError(err error) error {
+func (r *jsonReader) syntaxError(err error) *Error {
 	at := r.dec.InputOffset()
 	var se *json.SyntaxError
 	if errors.As(err, &se) {
@@ -117,9 +117,10 @@ func (r *jsonReader) composite(n *yaml.Node, open json.Delim) error {
 // FromJSON returns a JSON value as YAML: block style, keys in the order of the
 // input, two spaces of indent.
 func FromJSON(text []byte) ([]byte, error) {
-	nodes, err := jsonNodes(text)
-	if err != nil {
-		return nil, err
+	nodes, problem := jsonNodes(text)
+	if problem != nil {
+		problem.File = "JSON"
+		return nil, problem
 	}
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)

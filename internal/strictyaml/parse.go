@@ -28,16 +28,17 @@ type Document struct {
 
 // Error is a problem with the text itself.
 type Error struct {
+	File    string
 	Line    int // from 1; 0 if unknown
 	Problem string
 }
 
-// Error implements error.
+// Error implements error: "FILE:LINE: problem".
 func (e *Error) Error() string {
 	if e.Line == 0 {
-		return e.Problem
+		return e.File + ": " + e.Problem
 	}
-	return fmt.Sprintf("line %d: %s", e.Line, e.Problem)
+	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Problem)
 }
 
 // Line returns the line, from 1, of the value at a path such as
@@ -63,38 +64,42 @@ const (
 )
 
 // Parse reads all documents of a text: YAML documents separated by "---", or
-// JSON values one after the other. Empty documents are left out. Errors are
-// *Error; all that are found are joined.
-func Parse(text []byte) ([]*Document, error) {
-	nodes, err := parseNodes(text)
-	if err != nil {
-		return nil, err
+// JSON values one after the other. Empty documents are left out. The name is
+// for errors, which are *Error; all that are found are joined.
+func Parse(name string, text []byte) ([]*Document, error) {
+	nodes, problem := parseNodes(text)
+	if problem != nil {
+		problem.File = name
+		return nil, problem
 	}
 	var docs []*Document
 	var errs []error
 	for _, n := range nodes {
-		c := converter{lines: map[string]int{}}
+		c := converter{file: name, lines: map[string]int{}}
 		v := c.value("", n, 0)
 		errs = append(errs, c.errs...)
 		docs = append(docs, &Document{Value: v, lines: c.lines})
 	}
-	return docs, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return docs, nil
 }
 
 // parseNodes returns the root node of each document. JSON goes through its own
 // reader, because not all of it is YAML: tabs, surrogate pairs.
-func parseNodes(text []byte) ([]*yaml.Node, error) {
+func parseNodes(text []byte) ([]*yaml.Node, *Error) {
 	trimmed := bytes.TrimLeft(text, " \t\r\n")
 	if len(trimmed) > 0 && (trimmed[0] == '{' || trimmed[0] == '[') {
-		nodes, err := jsonNodes(text)
-		if err == nil {
+		nodes, problem := jsonNodes(text)
+		if problem == nil {
 			return nodes, nil
 		}
 		// A YAML flow mapping starts like JSON.
-		if nodes, yamlErr := yamlNodes(text); yamlErr == nil {
+		if nodes, yamlProblem := yamlNodes(text); yamlProblem == nil {
 			return nodes, nil
 		}
-		return nil, err
+		return nil, problem
 	}
 	return yamlNodes(text)
 }
@@ -106,7 +111,7 @@ var (
 	yamlParser = regexp.MustCompile(`did not find expected (?:',' or |'-' |key|node content|<)`)
 )
 
-func yamlNodes(text []byte) ([]*yaml.Node, error) {
+func yamlNodes(text []byte) ([]*yaml.Node, *Error) {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var nodes []*yaml.Node
 	for {
@@ -119,8 +124,11 @@ func yamlNodes(text []byte) ([]*yaml.Node, error) {
 			m := yamlLine.FindStringSubmatch(err.Error())
 			e := &Error{Problem: "is not YAML: " + err.Error()}
 			if m != nil {
-				e.Line, _ = strconv.Atoi(m[1])
-				if e.Line > 0 && yamlParser.MatchString(err.Error()) {
+				e.Line = 1 // which the message leaves out
+				if n, err := strconv.Atoi(m[1]); err == nil {
+					e.Line = n
+				}
+				if m[1] != "" && yamlParser.MatchString(err.Error()) {
 					e.Line++
 				}
 				e.Problem = "is not YAML: " + strings.TrimPrefix(err.Error(), m[0])
@@ -138,13 +146,14 @@ func yamlNodes(text []byte) ([]*yaml.Node, error) {
 
 // converter turns a node into a generic value.
 type converter struct {
+	file   string
 	lines  map[string]int
 	values int
 	errs   []error
 }
 
 func (c *converter) fail(n *yaml.Node, format string, args ...any) any {
-	c.errs = append(c.errs, &Error{Line: n.Line, Problem: fmt.Sprintf(format, args...)})
+	c.errs = append(c.errs, &Error{File: c.file, Line: n.Line, Problem: fmt.Sprintf(format, args...)})
 	return nil
 }
 

@@ -35,7 +35,7 @@ func TestParseValues(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			docs, err := Parse([]byte(tt.text))
+			docs, err := Parse("f", []byte(tt.text))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,7 +73,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Parse([]byte(tt.text))
+			_, err := Parse("f", []byte(tt.text))
 			var e *Error
 			if !errors.As(err, &e) {
 				t.Fatalf("error %v, want an *Error", err)
@@ -97,7 +97,7 @@ func aliasBomb() string {
 }
 
 func TestLine(t *testing.T) {
-	docs, err := Parse([]byte("a: 1\n---\nkind: X\nspec:\n  list:\n  - mac: a\n  - mac: b\n"))
+	docs, err := Parse("f", []byte("a: 1\n---\nkind: X\nspec:\n  list:\n  - mac: a\n  - mac: b\n"))
 	if err != nil {
 		t.Fatal(err)
 	}

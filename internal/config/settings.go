@@ -1,0 +1,103 @@
+package config
+
+import (
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+)
+
+// setting is one key.
+type setting struct {
+	key   string // as in the file; "." separates levels
+	def   string // as a flag would give it; "" if there is none
+	doc   string
+	codec codec
+}
+
+// settings is every key, in the order of the documentation.
+var settings = []setting{
+	{"node", "", "Name of this node, as in certificates and Node objects. Left out, it is the host name up to the first dot.",
+		text("name", func(c *Config) *string { return &c.Node })},
+	{"roles", "", "What this node does: function, proxy, controller, or several of them. Required.",
+		roles(func(c *Config) *[]intent.Role { return &c.Roles })},
+
+	{"underlay.interface", "", "Interface that carries GRE. Left out, it is the one that has underlay.address or the default route.",
+		text("name", func(c *Config) *string { return &c.Underlay.Interface })},
+	{"underlay.address", "", "This node's IPv4 address in the platform VPC, the outer address of its GRE packets. Left out, it is the one that the route through underlay.interface uses.",
+		address(func(c *Config) *netip.Addr { return &c.Underlay.Address })},
+	{"tunnel.address", "", "This function host's inner address. Left out, the controller allocates one.",
+		address(func(c *Config) *netip.Addr { return &c.Tunnel.Address })},
+	{"tunnel.pool", intent.DefaultPool.String(), "Range that tunnel addresses come from; attachments cannot overlap it. Role controller, and static intent.",
+		cidr(func(c *Config) *netip.Prefix { return &c.Tunnel.Pool })},
+	{"podCIDRs", "", "Ranges of the pods on this function host. Left out, any pod may be here.",
+		cidrs(func(c *Config) *[]netip.Prefix { return &c.PodCIDRs })},
+
+	{"intent.directory", "", "Directory of manifests to read instead of following a controller (static intent).",
+		text("path", func(c *Config) *string { return &c.Intent.Directory })},
+	{"controller.address", "", "Controller that this node follows: https://HOST:9443 or unix:///PATH. Left out on a node with the role controller, it is that controller's socket.",
+		text("URL", func(c *Config) *string { return &c.Controller.Address })},
+	{"controller.listen", "", "Address at which the controller serves nodes and operators over mutual TLS, such as :9443. Left out, it serves its unix socket only. Role controller.",
+		text("host:port", func(c *Config) *string { return &c.Controller.Listen })},
+	{"controller.socket", "/run/vpcproxy/controller.sock", "The controller's unix socket, for operators on its machine. Role controller.",
+		text("path", func(c *Config) *string { return &c.Controller.Socket })},
+
+	{"etcd.endpoints", "", "External etcd cluster, such as https://10.0.0.1:2379. Left out, etcd runs inside the controller. Role controller.",
+		texted(func(c *Config) *[]string { return &c.Etcd.Endpoints })},
+	{"etcd.directory", "", "Data of the etcd inside the controller. Left out, it is etcd under stateDirectory. Role controller.",
+		text("path", func(c *Config) *string { return &c.Etcd.Directory })},
+	{"etcd.tls.directory", "", "Directory with ca.crt, tls.crt and tls.key for an external etcd cluster. Role controller.",
+		text("path", func(c *Config) *string { return &c.Etcd.TLS.Directory })},
+	{"tls.directory", "/etc/vpcproxy/tls", "Directory with ca.crt, tls.crt and tls.key, as `vpcproxyctl pki issue` writes them.",
+		text("path", func(c *Config) *string { return &c.TLS.Directory })},
+
+	{"socket", "/run/vpcproxy/node.sock", "This node's unix socket, for `vpcproxyctl status`, `plan` and `resync`.",
+		text("path", func(c *Config) *string { return &c.Socket })},
+	{"stateDirectory", "/var/lib/vpcproxy", "Directory for what must survive a restart.",
+		text("path", func(c *Config) *string { return &c.StateDirectory })},
+
+	{"nat.iptables", "auto", "Which iptables to program: nft, legacy, or auto to use the one in which this host already has rules.",
+		enum(func(c *Config) *string { return &c.NAT.IPTables }, "auto", "nft", "legacy")},
+	{"steering.markMask", "0x3fff", "Bits of the packet mark that are ours on function hosts; other software must not set them. An attachment takes one value.",
+		mask(func(c *Config) *uint32 { return &c.Steering.MarkMask })},
+	{"steering.rulePriority", "17600", "Priority of our policy rules, 1 to 32765.",
+		number(func(c *Config) *uint32 { return &c.Steering.RulePriority })},
+	{"steering.tableBase", "17600000", "Number of our first routing table; one more follows for each value of the mark.",
+		number(func(c *Config) *uint32 { return &c.Steering.TableBase })},
+	{"reconcile.refresh", "30s", "How often the kernel's state is listed again with no event that asks for it.",
+		duration(func(c *Config) *time.Duration { return &c.Reconcile.Refresh })},
+
+	{"log.level", "info", "Least severe log lines to write: debug, info, warn or error.",
+		level(func(c *Config) *slog.Level { return &c.Log.Level })},
+	{"log.format", "text", "Form of log lines: text or json.",
+		enum(func(c *Config) *string { return &c.Log.Format }, "text", "json")},
+	{"metrics.address", "", "Address at which Prometheus finds /metrics, such as 127.0.0.1:9464. Left out, there is none.",
+		text("host:port", func(c *Config) *string { return &c.Metrics.Address })},
+}
+
+// words splits a key: "etcd.tls.directory" and "podCIDRs" become etcd tls
+// directory and pod CIDRs.
+func (s setting) words() []string {
+	var words []string
+	for part := range strings.SplitSeq(s.key, ".") {
+		start, lower := 0, false
+		for i, r := range part {
+			if unicode.IsUpper(r) && lower {
+				words = append(words, part[start:i])
+				start = i
+			}
+			lower = unicode.IsLower(r)
+		}
+		words = append(words, part[start:])
+	}
+	return words
+}
+
+// flag is the key's flag: etcd-tls-directory.
+func (s setting) flag() string { return strings.ToLower(strings.Join(s.words(), "-")) }
+
+// env is the key's environment variable: VPCPROXY_ETCD_TLS_DIRECTORY.
+func (s setting) env() string { return "VPCPROXY_" + strings.ToUpper(strings.Join(s.words(), "_")) }
