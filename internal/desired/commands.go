@@ -18,7 +18,7 @@ const (
 	Delete Op = "delete"
 )
 
-// Commander is implemented by every key of a State: it prints one change as
+// Commander is implemented by every key of a State but NATKey: it prints one change as
 // the commands that an operator would type for the same effect. want is the
 // object to be made; for Delete it is what is there.
 type Commander[V any] interface {
@@ -181,6 +181,9 @@ func (k PeerKey) Commands(op Op, _ Peer) []string {
 	if op == Delete {
 		verb = "delete"
 	}
+	if !k.Addr.IsValid() {
+		return []string{inNetns(k.Netns, "nft %s element inet vpcproxy endpoints4 { %s }", verb, k.Local)}
+	}
 	if !k.Keyed {
 		return []string{inNetns(k.Netns, "nft %s element inet vpcproxy peers4_nokey { %s . %s }", verb, k.Addr, k.Local)}
 	}
@@ -189,48 +192,41 @@ func (k PeerKey) Commands(op Op, _ Peer) []string {
 
 // Commands implements Commander.
 func (k SteerKey) Commands(op Op, s Steer) []string {
-	verb, family := "add", 4
+	verb, family, target := "add", 4, fmt.Sprintf(" : goto mark_%08x_%08x", s.Mark, s.Mask)
 	if op == Delete {
-		verb = "delete"
+		verb, target = "delete", ""
 	}
 	if k.Src.Addr().Is6() {
 		family = 6
 	}
-	return []string{inNetns(k.Netns, "nft %s element inet vpcproxy steer%d { %s . %s : jump mark_%x }", verb, family, k.Src, k.Dst, s.Mark)}
+	return []string{inNetns(k.Netns, "nft %s element inet vpcproxy steer%d_%d_%d { %s . %s%s }",
+		verb, family, k.Src.Bits(), k.Dst.Bits(), k.Src.Addr(), k.Dst.Addr(), target)}
 }
 
-// Commands implements Commander.
-func (k NATKey) Commands(op Op, n NAT) []string {
-	if op == Delete {
-		return []string{inNetns(k.Netns, "iptables-restore --noflush  # remove the chains VPCPROXY-*")}
-	}
+// lines describes address translation and filters in words: how they are
+// typed depends on the backend that programs them.
+func (n NAT) lines() []string {
 	var out []string
-	add := func(format string, args ...any) { out = append(out, inNetns(k.Netns, format, args...)) }
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, s := range n.SNAT {
-		for _, e := range s.Except {
-			add("iptables -t nat -A VPCPROXY-POSTROUTING -s %s -o %s -j RETURN", e, s.Out)
-		}
+		to := "the interface's address"
 		if s.To.IsValid() {
-			add("iptables -t nat -A VPCPROXY-POSTROUTING -o %s -j SNAT --to-source %s --random-fully", s.Out, s.To)
-		} else {
-			add("iptables -t nat -A VPCPROXY-POSTROUTING -o %s -j MASQUERADE --random-fully", s.Out)
+			to = s.To.String()
 		}
+		add("translate out %s to %s, except %v", s.Out, to, s.Except)
 	}
 	for _, c := range n.Clamp {
-		for _, dir := range []string{"-i", "-o"} {
-			add("iptables -t mangle -A VPCPROXY-MSS %s %s -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss %d", dir, c.Link, c.MTU-40)
-		}
+		add("clamp TCP through %s to MTU %d", c.Link, c.MTU)
 	}
 	for _, f := range n.Forward {
-		in := ""
-		if f.In != "" {
-			in = " -i " + f.In
+		in := f.In
+		if in == "" {
+			in = "anywhere"
 		}
-		add("iptables -A VPCPROXY-FORWARD%s -o %s -j ACCEPT", in, f.Out)
+		add("allow connections from %s to %s", in, f.Out)
 	}
 	for _, g := range n.Guarded {
-		add("iptables -A VPCPROXY-FORWARD -i %s -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP", g)
-		add("iptables -A VPCPROXY-INPUT -i %s -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP", g)
+		add("refuse connections from %s", g)
 	}
 	return out
 }
@@ -240,7 +236,7 @@ func (k NATKey) Commands(op Op, n NAT) []string {
 func (s State) Dump(w io.Writer) error {
 	d := &dumper{w: w}
 	dump(d, "namespaces", keyed(s.Namespaces))
-	dump(d, "nat", s.NAT)
+	s.dumpNAT(d)
 	dump(d, "peers", s.Peers)
 	dump(d, "links", s.Links)
 	dump(d, "enis", s.ENIs)
@@ -252,6 +248,20 @@ func (s State) Dump(w io.Writer) error {
 	dump(d, "rules", s.Rules)
 	dump(d, "steers", s.Steers)
 	return d.err
+}
+
+func (s State) dumpNAT(d *dumper) {
+	keys := make([]NATKey, 0, len(s.NAT))
+	for k := range s.NAT {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b NATKey) int { return cmp.Compare(a.Netns, b.Netns) })
+	for _, k := range keys {
+		d.line(strings.TrimSpace("# nat " + k.Netns))
+		for _, l := range s.NAT[k].lines() {
+			d.line("#   " + l)
+		}
+	}
 }
 
 func keyed(m map[string]Namespace) map[NamespaceKey]Namespace {

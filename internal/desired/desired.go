@@ -123,7 +123,8 @@ type Sysctl struct {
 }
 
 // PeerKey is one outer source that may speak GRE to a local endpoint with one
-// key. Whatever is in no PeerKey is dropped before decapsulation.
+// key. Whatever is in no PeerKey is dropped before decapsulation. A PeerKey
+// without Addr is the endpoint itself, which is judged even if it has no peers.
 type PeerKey struct {
 	Netns string
 	Local netip.Addr // our endpoint

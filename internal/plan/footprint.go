@@ -30,7 +30,7 @@ func (f Footprint) Owns(key any) bool {
 	case desired.NATKey:
 		return k.Netns == f.Netns
 	case desired.PeerKey:
-		return k.Keyed == f.Keyed && k.Key == f.Key
+		return !k.Addr.IsValid() || k.Keyed == f.Keyed && k.Key == f.Key
 	case desired.LinkKey:
 		return k.Netns == f.Netns && k.Name == f.Link
 	case desired.ENIKey:

@@ -180,6 +180,8 @@ func (b *builder) key(a *intent.Attachment) (key uint32, keyed, ok bool) {
 
 func (b *builder) tunnelLink(netns string, a *intent.Attachment, key uint32, keyed bool) desired.LinkKey {
 	k := desired.LinkKey{Netns: netns, Name: desired.LinkPrefix + ID(a.ObjectName())}
+	// The endpoint alone: with no peer, nobody may speak to it.
+	b.state.Peers[desired.PeerKey{Local: b.self.Spec.UnderlayAddress}] = desired.Peer{}
 	b.state.Links[k] = desired.Link{
 		Local: b.self.Spec.UnderlayAddress,
 		Keyed: keyed, Key: key,

@@ -311,7 +311,8 @@ func TestFootprintsCoverThePlan(t *testing.T) {
 					owners++
 				}
 			}
-			shared := k == desired.NATKey{} || k == desired.SysctlKey{Name: "net/ipv4/ip_forward"}
+			peer, _ := k.(desired.PeerKey)
+			shared := peer.Local.IsValid() && !peer.Addr.IsValid() || k == desired.NATKey{} || k == desired.SysctlKey{Name: "net/ipv4/ip_forward"}
 			if want := map[bool]int{true: 2, false: 1}[shared]; owners != want {
 				t.Errorf("%s: %T %+v has %d owners, want %d", name, k, k, owners, want)
 			}

@@ -15,6 +15,7 @@ const (
 // pending is an object that is not as it should be.
 type pending struct {
 	op       Op
+	key      any
 	text     string // of the key
 	err      error
 	held     bool // not attempted: another kind must go first

@@ -139,7 +139,8 @@ type KindStatus struct {
 
 // ObjectStatus says why an object is not as wanted.
 type ObjectStatus struct {
-	Key      string
+	Object   any    // the Kind's own key
+	Key      string // the same as text
 	Op       Op
 	Err      error
 	Waiting  bool // not attempted: another kind must go first

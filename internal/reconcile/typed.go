@@ -113,7 +113,7 @@ func (t *typed[S, K, V]) record(c change[K, V], now time.Time) *pending {
 		o = &pending{since: now}
 		t.pending[c.key] = o
 	}
-	o.op, o.text = c.op, c.text
+	o.op, o.key, o.text = c.op, c.key, c.text
 	if c.op != Delete {
 		o.wantGroup = t.groupOf(c.key, c.want)
 	}
@@ -160,7 +160,7 @@ func (t *typed[S, K, V]) hasDeletions() bool {
 // hold notes that an object waits for another kind.
 func (t *typed[S, K, V]) hold(p *pass, c change[K, V], err error) {
 	o := t.record(c, time.Now())
-	*o = pending{op: o.op, text: o.text, err: err, held: true, since: o.since, wantGroup: o.wantGroup, haveGroup: o.haveGroup}
+	*o = pending{op: o.op, key: o.key, text: o.text, err: err, held: true, since: o.since, wantGroup: o.wantGroup, haveGroup: o.haveGroup}
 }
 
 // clear deletes what stands in the way of the due changes and returns those

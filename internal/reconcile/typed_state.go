@@ -100,7 +100,7 @@ func (t *typed[S, K, V]) status() KindStatus {
 			break
 		}
 		s.Objects = append(s.Objects, ObjectStatus{
-			Key: o.text, Op: o.op, Err: o.err, Waiting: o.held, Attempts: o.attempts, Since: o.since, Next: o.next,
+			Object: o.key, Key: o.text, Op: o.op, Err: o.err, Waiting: o.held, Attempts: o.attempts, Since: o.since, Next: o.next,
 		})
 	}
 	return s

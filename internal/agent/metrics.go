@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+)
+
+// metrics is what Prometheus sees. Labels are bounded: kinds of objects and
+// outcomes, never names of pods.
+type metrics struct {
+	registry *prometheus.Registry
+	duration prometheus.Histogram
+	writes   *prometheus.CounterVec
+	drift    *prometheus.CounterVec
+	failures *prometheus.CounterVec
+}
+
+func newMetrics(version string) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "vpcproxy_reconcile_duration_seconds", Help: "Time that a reconcile pass took.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15), // 1 ms to 16 s
+		}),
+		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "vpcproxy_reconcile_writes_total", Help: "Kernel objects written, by kind and operation.",
+		}, []string{"kind", "op"}),
+		drift: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "vpcproxy_drift_detected_total", Help: "Differences in the kernel that somebody else had made, by kind.",
+		}, []string{"kind"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "vpcproxy_reconcile_errors_total", Help: "Failed attempts to list or write kernel objects, by kind.",
+		}, []string{"kind"}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "vpcproxy_build_info", Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.duration, m.writes, m.drift, m.failures, info,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// ObservePass implements reconcile.Observer.
+func (m *metrics) ObservePass(p reconcile.Pass) {
+	m.duration.Observe(p.Duration.Seconds())
+	for _, k := range p.Kinds {
+		for op, n := range map[reconcile.Op]int{reconcile.Create: k.Created, reconcile.Repair: k.Repaired, reconcile.Delete: k.Deleted} {
+			if n > 0 {
+				m.writes.WithLabelValues(k.Name, op.String()).Add(float64(n))
+			}
+		}
+		if k.Drift > 0 {
+			m.drift.WithLabelValues(k.Name).Add(float64(k.Drift))
+		}
+		failed := k.Failed
+		if k.ListErr != nil {
+			failed++
+		}
+		if failed > 0 {
+			m.failures.WithLabelValues(k.Name).Add(float64(failed))
+		}
+	}
+}
+
+// follow adds what is read from the node when it is asked for.
+func (m *metrics) follow(t *nodeTask) {
+	gauge := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	flag := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge("vpcproxy_in_sync", "1 if the kernel holds all that is planned.", func() float64 { return flag(t.node.Status().InSync) })
+	gauge("vpcproxy_intent_connected", "1 if intent is being followed, 0 if the last one is kept.", func() float64 { return flag(t.source.Problem() == nil) })
+	gauge("vpcproxy_intent_held", "1 if an intent is held back because too many attachments vanished from it.", func() float64 { return flag(t.gate.Held() != "") })
+	gauge("vpcproxy_intent_revision", "Revision of the intent that is wholly in the kernel.", func() float64 { return float64(t.node.Status().Revision) })
+	gauge("vpcproxy_attachments_not_ready", "Attachments of this node that are not wholly in place.", func() float64 {
+		n := 0
+		for _, a := range t.node.Status().Attachments {
+			if !a.Ready {
+				n++
+			}
+		}
+		return float64(n)
+	})
+}
+
+// metricsServer serves /metrics.
+type metricsServer struct {
+	address string
+	handler http.Handler
+	ready   chan struct{}
+}
+
+func (m *metrics) server(address string) *metricsServer {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry}))
+	return &metricsServer{address: address, handler: mux, ready: make(chan struct{})}
+}
+
+// String implements Task.
+func (s *metricsServer) String() string { return "metrics" }
+
+// Ready implements Task.
+func (s *metricsServer) Ready() <-chan struct{} { return s.ready }
+
+// Run implements Task.
+func (s *metricsServer) Run(ctx context.Context) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.address)
+	if err != nil {
+		return fmt.Errorf("metrics.address: %w", err)
+	}
+	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	close(s.ready)
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/vpcproxy/vpcproxy/internal/api/transport"
+	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
+	"github.com/vpcproxy/vpcproxy/internal/config"
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/node"
+	"github.com/vpcproxy/vpcproxy/internal/pki"
+	"github.com/vpcproxy/vpcproxy/internal/plan"
+	"github.com/vpcproxy/vpcproxy/internal/source"
+)
+
+// intentSource is where the node's intent comes from.
+type intentSource interface {
+	Run(ctx context.Context) error
+	String() string
+	// Problem is why intent is not followed now; nil if it is.
+	Problem() error
+}
+
+// nodeTask is the roles function and proxy.
+type nodeTask struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	version string
+	host    kernel.Host
+	node    *node.Node
+	gate    *source.Gate
+	source  intentSource
+	follow  *source.Controller // source, if that is a controller
+	socket  *transport.Listener
+}
+
+// buildNode adds the task that keeps this machine's kernel.
+func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
+	host, err := kernel.NewHost(kernel.Options{Log: a.log})
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	a.close = append(a.close, host.Close)
+	t := &nodeTask{cfg: a.cfg, log: a.log, version: a.version, host: host}
+	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, IPTables: a.cfg.NAT.IPTables, Log: a.log})
+	if err != nil {
+		return err
+	}
+	t.node, err = node.New(node.Options{
+		Name:  a.cfg.Node,
+		Host:  host,
+		Kinds: kinds,
+		Plan: plan.Config{
+			MarkMask: a.cfg.Steering.MarkMask, RulePriority: a.cfg.Steering.RulePriority, TableBase: a.cfg.Steering.TableBase,
+		},
+		Refresh:  a.cfg.Reconcile.Refresh,
+		Log:      a.log,
+		Observer: m,
+		Changed:  func() { t.report() },
+	})
+	if err != nil {
+		return err
+	}
+	t.gate = source.NewGate(filepath.Join(a.cfg.StateDirectory, "intent.json"), a.log, t.node.SetIntent)
+	if err := t.choose(); err != nil {
+		return err
+	}
+	m.follow(t)
+	address, err := transport.ParseAddress("unix://" + a.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	if t.socket, err = transport.Listen(ctx, address, nil, a.log); err != nil {
+		return err
+	}
+	a.tasks = append(a.tasks, t)
+	return nil
+}
+
+// choose makes the source that the configuration names.
+func (t *nodeTask) choose() error {
+	if t.cfg.Intent.Directory != "" {
+		t.source = source.NewDirectory(t.cfg.Intent.Directory, t.cfg.Tunnel.Pool, t.gate, t.log)
+		return nil
+	}
+	address, err := transport.ParseAddress(t.cfg.Controller.Address)
+	if err != nil {
+		return fmt.Errorf("controller.address: %w", err)
+	}
+	var creds *pki.Credentials
+	if !address.IsUnix() {
+		if creds, err = pki.Load(t.cfg.TLS.Directory, t.log); err != nil {
+			return fmt.Errorf("tls.directory: %w", err)
+		}
+	}
+	client, err := transport.NewClient(address, creds)
+	if err != nil {
+		return err
+	}
+	rpc := vpcproxyv1alpha1connect.NewAgentServiceClient(client.HTTP, client.BaseURL, transport.ClientOptions())
+	t.follow = source.NewController(rpc, address.String(), t.registration, t.gate, t.log)
+	t.source = t.follow
+	return nil
+}
+
+// String implements Task.
+func (t *nodeTask) String() string { return t.node.String() }
+
+// Ready implements Task.
+func (t *nodeTask) Ready() <-chan struct{} { return t.node.Ready() }
+
+// Run implements Task.
+func (t *nodeTask) Run(ctx context.Context) error {
+	if restored, err := t.gate.Restore(); err != nil {
+		t.log.Warn("starting without the last intent", "err", err)
+	} else if restored {
+		t.log.Info("last intent restored", "revision", t.gate.Accepted().Revision)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		tasks sync.WaitGroup
+		mu    sync.Mutex
+		errs  []error
+	)
+	run := func(f func(context.Context) error) {
+		tasks.Go(func() {
+			defer cancel()
+			if err := f(ctx); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	run(t.source.Run)
+	run(t.node.Run)
+	run(t.serve)
+	tasks.Wait()
+	return errors.Join(errs...)
+}
+
+// registration is the Node object that the configuration amounts to.
+func (t *nodeTask) registration() (*structpb.Struct, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), registrationTimeout)
+	defer cancel()
+	n := &intent.Node{
+		TypeMeta: intent.TypeMeta{APIVersion: intent.APIVersion, Kind: intent.KindNode},
+		Metadata: intent.Metadata{Name: t.cfg.Node},
+		Spec: intent.NodeSpec{
+			Roles: t.cfg.Roles, UnderlayAddress: t.cfg.Underlay.Address, TunnelAddress: t.cfg.Tunnel.Address, PodCIDRs: t.cfg.PodCIDRs,
+		},
+	}
+	subnet := netip.Prefix{}
+	if n.Spec.UnderlayAddress.IsValid() {
+		var err error
+		if subnet, err = node.UnderlaySubnet(ctx, t.host, n.Spec.UnderlayAddress); err != nil {
+			return nil, err
+		}
+	} else {
+		p, err := node.DefaultUnderlay(ctx, t.host, t.cfg.Underlay.Interface)
+		if err != nil {
+			return nil, err
+		}
+		n.Spec.UnderlayAddress, subnet = p.Addr(), p.Masked()
+	}
+	if subnet.IsValid() {
+		n.Spec.UnderlayCIDRs = []netip.Prefix{subnet}
+	}
+	return toStruct(n)
+}

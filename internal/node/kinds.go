@@ -1,0 +1,122 @@
+package node
+
+import (
+	"context"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+)
+
+// Kinds is what teaches the engine each kind of kernel object.
+type Kinds struct {
+	Namespaces reconcile.Kind[string, desired.Namespace]
+	NAT        reconcile.Kind[desired.NATKey, nat.RuleSet]
+	Peers      reconcile.Kind[desired.PeerKey, desired.Peer]
+	Links      reconcile.Kind[desired.LinkKey, desired.Link]
+	ENIs       reconcile.Kind[desired.ENIKey, desired.ENI]
+	Egress     reconcile.Kind[desired.EgressKey, desired.Egress]
+	Addresses  reconcile.Kind[desired.AddressKey, desired.Address]
+	Neighbors  reconcile.Kind[desired.NeighborKey, desired.Neighbor]
+	Sysctls    reconcile.Kind[desired.SysctlKey, desired.Sysctl]
+	Routes     reconcile.Kind[desired.RouteKey, desired.Route]
+	Rules      reconcile.Kind[desired.RuleKey, desired.Rule]
+	Steers     reconcile.Kind[desired.SteerKey, desired.Steer]
+
+	// NATDrifted tells, cheaply, whether address translation may have
+	// changed since it was asked last. Nil where the kernel has events.
+	NATDrifted func(context.Context) bool
+}
+
+// stages puts the kinds in the order in which they are made; breaking goes in
+// reverse. Filters come before what they guard, steering after everything that
+// it leads to.
+func (k Kinds) stages() []reconcile.Stage[desired.State] {
+	type state = desired.State
+	const (
+		namespaces, natName, peers, links, enis, egress = "namespaces", "nat", "peers", "links", "enis", "egress"
+		addresses, neighbors, sysctls, routes, rules    = "addresses", "neighbors", "sysctls", "routes", "rules"
+	)
+	// A namespace is a unit: what fails in one holds nothing back in
+	// another. The empty group would concern them all.
+	inside := func(netns string) string {
+		if netns == "" {
+			return "."
+		}
+		return netns
+	}
+	return []reconcile.Stage[state]{
+		reconcile.NewStage(k.Namespaces, func(s state) map[string]desired.Namespace { return s.Namespaces },
+			func(n string, _ desired.Namespace) string { return inside(n) },
+			reconcile.Invalidates(natName, peers, links, enis, egress, addresses, neighbors, sysctls, routes, rules)),
+		reconcile.NewStage(k.NAT, natRules,
+			func(n desired.NATKey, _ nat.RuleSet) string { return inside(n.Netns) }, reconcile.Requires(namespaces)),
+		reconcile.NewStage(k.Peers, func(s state) map[desired.PeerKey]desired.Peer { return s.Peers }, nil),
+		reconcile.NewStage(k.Links, func(s state) map[desired.LinkKey]desired.Link { return s.Links },
+			func(l desired.LinkKey, _ desired.Link) string { return inside(l.Netns) },
+			reconcile.Requires(namespaces, natName, peers), reconcile.Invalidates(addresses, neighbors, sysctls, routes)),
+		reconcile.NewStage(k.ENIs, func(s state) map[desired.ENIKey]desired.ENI { return s.ENIs },
+			func(e desired.ENIKey, _ desired.ENI) string { return inside(e.Netns) },
+			reconcile.Requires(namespaces, natName), reconcile.Invalidates(egress, addresses, sysctls, routes)),
+		reconcile.NewStage(k.Egress, func(s state) map[desired.EgressKey]desired.Egress { return s.Egress },
+			func(e desired.EgressKey, _ desired.Egress) string { return inside(e.Netns) }),
+		reconcile.NewStage(k.Addresses, func(s state) map[desired.AddressKey]desired.Address { return s.Addresses },
+			func(a desired.AddressKey, _ desired.Address) string { return inside(a.Netns) }),
+		reconcile.NewStage(k.Neighbors, func(s state) map[desired.NeighborKey]desired.Neighbor { return s.Neighbors },
+			func(n desired.NeighborKey, _ desired.Neighbor) string { return inside(n.Netns) }),
+		reconcile.NewStage(k.Sysctls, func(s state) map[desired.SysctlKey]desired.Sysctl { return s.Sysctls },
+			func(n desired.SysctlKey, _ desired.Sysctl) string { return inside(n.Netns) },
+			reconcile.Requires(natName, egress)),
+		reconcile.NewStage(k.Routes, func(s state) map[desired.RouteKey]desired.Route { return s.Routes },
+			func(r desired.RouteKey, v desired.Route) string {
+				if v.Type == desired.Unreachable {
+					return "refusals" // never wait for a path: they stand in for one
+				}
+				return inside(r.Netns)
+			}, reconcile.Requires(natName)),
+		reconcile.NewStage(k.Rules, func(s state) map[desired.RuleKey]desired.Rule { return s.Rules },
+			func(r desired.RuleKey, _ desired.Rule) string { return inside(r.Netns) }),
+		reconcile.NewStage(k.Steers, func(s state) map[desired.SteerKey]desired.Steer { return s.Steers },
+			func(n desired.SteerKey, _ desired.Steer) string { return inside(n.Netns) },
+			reconcile.Requires(rules)),
+	}
+}
+
+func natRules(s desired.State) map[desired.NATKey]nat.RuleSet {
+	out := make(map[desired.NATKey]nat.RuleSet, len(s.NAT))
+	for k, n := range s.NAT {
+		out[k] = nat.Render(n)
+	}
+	return out
+}
+
+// kindsOf names the kinds that a hint is about.
+func kindsOf(h kernel.Hint) []string {
+	switch h {
+	case kernel.HintLinks:
+		return []string{"links", "enis", "egress", "addresses", "neighbors", "routes", "sysctls"}
+	case kernel.HintAddresses:
+		return []string{"addresses"}
+	case kernel.HintNeighbors:
+		return []string{"neighbors"}
+	case kernel.HintRoutes:
+		return []string{"routes"}
+	case kernel.HintRules:
+		return []string{"rules"}
+	case kernel.HintSysctls:
+		return []string{"sysctls"}
+	case kernel.HintFirewall:
+		return []string{"nat", "peers", "steers"}
+	}
+	return nil
+}
+
+// poll returns the kinds that may have changed without an event.
+func (k Kinds) poll(ctx context.Context) []string {
+	kinds := []string{"sysctls"}
+	if k.NATDrifted != nil && k.NATDrifted(ctx) {
+		kinds = append(kinds, "nat")
+	}
+	return kinds
+}
