@@ -99,7 +99,7 @@ func (h *handle) ReplaceNeighbors(ctx context.Context, ns []Neighbor) []error {
 	return h.useBatch(ctx, len(ns), func(i int) string {
 		return fmt.Sprintf("set neighbor %s to %s on link %d", ns[i].Addr, ns[i].NBMA, ns[i].Link)
 	}, func() []error {
-		return batchValid(ctx, h.conn, ns, checkNeighbor, func(n Neighbor, m *message, seq uint32) {
+		return batchValid(ctx, h.conn, ns, Neighbor.Validate, func(n Neighbor, m *message, seq uint32) {
 			m.begin(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
 			putNeighbor(m, n)
 			nbma := n.NBMA.As4()
@@ -123,7 +123,8 @@ func (h *handle) DeleteNeighbors(ctx context.Context, ns []Neighbor) []error {
 	return eachAbsentIsSuccess(errs)
 }
 
-func checkNeighbor(n Neighbor) error {
+// Validate says why ReplaceNeighbors would refuse the entry.
+func (n Neighbor) Validate() error {
 	if !n.NBMA.Is4() {
 		return fmt.Errorf("the NBMA address must be IPv4")
 	}

@@ -32,7 +32,7 @@ func (h *handle) routes(ctx context.Context, f RouteFilter) ([]Route, error) {
 		// The filter is a wish: kernels before 4.20 list everything.
 		some, err := dumpAll(ctx, h.conn, unix.RTM_GETROUTE, request.b, func(body []byte) (Route, bool, error) {
 			r, ok, err := parseRoute(body, family)
-			return r, ok && f.matches(r), err
+			return r, ok && f.Matches(r), err
 		})
 		// A table that was never used does not exist.
 		if err != nil && !errors.Is(classify(err), ErrNotFound) {
@@ -43,7 +43,8 @@ func (h *handle) routes(ctx context.Context, f RouteFilter) ([]Route, error) {
 	return all, nil
 }
 
-func (f RouteFilter) matches(r Route) bool {
+// Matches says whether the filter selects the route.
+func (f RouteFilter) Matches(r Route) bool {
 	return (f.Table == 0 || f.Table == r.Table) &&
 		(f.Protocol == 0 || f.Protocol == r.Protocol) &&
 		(f.Link == 0 || f.Link == r.Link)
@@ -151,7 +152,8 @@ func (r Route) String() string {
 	return fmt.Sprintf("route %s table %d metric %d", r.Dst, r.Table, r.Metric)
 }
 
-func checkRoute(r Route) error {
+// Validate says why ReplaceRoutes would refuse the route.
+func (r Route) Validate() error {
 	switch {
 	case !r.Dst.IsValid() || r.Dst != r.Dst.Masked():
 		return fmt.Errorf("the destination must be a prefix without host bits")
@@ -197,7 +199,7 @@ func putRoute(m *message, seq uint32, flags uint16, r Route) {
 // there. Only the routes whose key is taken are compared with what holds it.
 func (h *handle) ReplaceRoutes(ctx context.Context, rs []Route) []error {
 	return h.useBatch(ctx, len(rs), func(i int) string { return "set " + rs[i].String() }, func() []error {
-		errs := batchValid(ctx, h.conn, rs, checkRoute, func(r Route, m *message, seq uint32) {
+		errs := batchValid(ctx, h.conn, rs, Route.Validate, func(r Route, m *message, seq uint32) {
 			putRoute(m, seq, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r)
 		})
 		taken := failedWith(errs, isExist)
@@ -283,11 +285,11 @@ func (h *handle) DeleteRoutes(ctx context.Context, rs []Route) []error {
 		listed := make([]Route, 0, len(rs))
 		for i, r := range rs {
 			r.Multipath = false
-			if errs[i] = checkRoute(r); errs[i] == nil {
+			if errs[i] = r.Validate(); errs[i] == nil {
 				listed = append(listed, r)
 			}
 		}
-		have, err := h.routesByKey(ctx, listed, 0)
+		have, err := h.routesByKey(ctx, listed, commonProtocol(listed))
 		var present []int
 		for i, r := range rs {
 			switch {
@@ -318,4 +320,17 @@ func (h *handle) DeleteRoutes(ctx context.Context, rs []Route) []error {
 		return errs
 	})
 	return errs
+}
+
+// commonProtocol is 0, which lists all, unless the routes have one in common.
+func commonProtocol(rs []Route) uint8 {
+	for _, r := range rs {
+		if r.Protocol != rs[0].Protocol {
+			return 0
+		}
+	}
+	if len(rs) == 0 {
+		return 0
+	}
+	return rs[0].Protocol
 }

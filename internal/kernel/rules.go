@@ -91,7 +91,8 @@ func (r Rule) String() string {
 	return fmt.Sprintf("rule %d: fwmark %#x/%#x lookup %d", r.Priority, r.Mark, r.Mask, r.Table)
 }
 
-func checkRule(r Rule) error {
+// Validate says why AddRules would refuse the rule.
+func (r Rule) Validate() error {
 	switch {
 	case r.Other:
 		return fmt.Errorf("rules with further selectors can be listed only")
@@ -127,7 +128,7 @@ func putRule(m *message, typ, flags uint16, seq uint32, r Rule) {
 // someone else with the same content would stand in for ours until they remove it.
 func (h *handle) AddRules(ctx context.Context, rs []Rule) []error {
 	return h.useBatch(ctx, len(rs), func(i int) string { return "add " + rs[i].String() }, func() []error {
-		errs := batchValid(ctx, h.conn, rs, checkRule, func(r Rule, m *message, seq uint32) {
+		errs := batchValid(ctx, h.conn, rs, Rule.Validate, func(r Rule, m *message, seq uint32) {
 			putRule(m, unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, seq, r)
 		})
 		taken := failedWith(errs, isExist)
@@ -173,7 +174,7 @@ func (h *handle) DeleteRules(ctx context.Context, rs []Rule) []error {
 		have, err := h.ruleSet(ctx)
 		var present []int
 		for i, r := range rs {
-			if errs[i] = checkRule(r); errs[i] != nil {
+			if errs[i] = r.Validate(); errs[i] != nil {
 				continue
 			}
 			if errs[i] = err; err == nil && have[r] {
