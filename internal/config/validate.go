@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vpcproxy/vpcproxy/internal/api/transport"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 )
 
@@ -110,8 +111,8 @@ func (c *checker) intentSource() {
 		c.fail("intent.directory", "is for the roles function and proxy; the controller keeps intent in etcd, see `vpcproxyctl apply`")
 	}
 	if c.Controller.Address != "" {
-		if problem := controllerAddress(c.Controller.Address); problem != "" {
-			c.fail("controller.address", "%q %s", c.Controller.Address, problem)
+		if _, err := transport.ParseAddress(c.Controller.Address); err != nil {
+			c.fail("controller.address", "%v", err)
 		}
 	}
 	if p := c.Tunnel.Pool; !p.IsValid() {
@@ -119,28 +120,6 @@ func (c *checker) intentSource() {
 	} else if p.Addr().BitLen()-p.Bits() < 2 {
 		c.fail("tunnel.pool", "%s has no room; give a range such as %s", p, intent.DefaultPool)
 	}
-}
-
-// controllerAddress returns what is wrong with the address of a controller, or
-// "".
-func controllerAddress(s string) string {
-	const want = "want https://HOST:9443 or unix:///PATH"
-	u, err := url.Parse(s)
-	switch {
-	case err != nil:
-		return "is not a URL; " + want
-	case u.Scheme == "http":
-		return "would send keys in the clear; use https, or a unix socket on the controller's own machine"
-	case u.Scheme == "unix" && u.Host == "" && filepath.IsAbs(u.Path):
-		return ""
-	case u.Scheme == "https" && u.Hostname() != "" && u.Port() == "":
-		return "has no port; did you mean https://" + u.Host + ":9443?"
-	case u.Scheme != "https" || u.Hostname() == "":
-		return "is not the address of a controller; " + want
-	case u.Path != "" && u.Path != "/" || u.RawQuery != "":
-		return "has a path; " + want
-	}
-	return ""
 }
 
 func (c *checker) controller() {
@@ -212,10 +191,6 @@ func (c *checker) steering() {
 	}
 }
 
-// maxSocketPath is the size of sun_path less its final zero
-// (include/uapi/linux/un.h).
-const maxSocketPath = 107
-
 func (c *checker) paths() {
 	for _, p := range []struct {
 		key, path        string
@@ -235,8 +210,10 @@ func (c *checker) paths() {
 		case c.origins[p.key] == "stateDirectory": // reported there
 		case p.path != "" && !filepath.IsAbs(p.path):
 			c.fail(p.key, "%q is not an absolute path; the working directory of a service is not yours", p.path)
-		case p.socket && len(p.path) > maxSocketPath:
-			c.fail(p.key, "is longer than the %d bytes that the kernel takes for a unix socket; give a shorter path", maxSocketPath)
+		case p.socket:
+			if _, err := transport.ParseAddress("unix://" + p.path); err != nil {
+				c.fail(p.key, "%v", err)
+			}
 		}
 	}
 }

@@ -121,19 +121,7 @@ func yamlNodes(text []byte) ([]*yaml.Node, *Error) {
 			return nodes, nil
 		}
 		if err != nil {
-			m := yamlLine.FindStringSubmatch(err.Error())
-			e := &Error{Problem: "is not YAML: " + err.Error()}
-			if m != nil {
-				e.Line = 1 // which the message leaves out
-				if n, err := strconv.Atoi(m[1]); err == nil {
-					e.Line = n
-				}
-				if m[1] != "" && yamlParser.MatchString(err.Error()) {
-					e.Line++
-				}
-				e.Problem = "is not YAML: " + strings.TrimPrefix(err.Error(), m[0])
-			}
-			return nil, e
+			return nil, yamlError(err)
 		}
 		if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 {
 			continue
@@ -142,6 +130,21 @@ func yamlNodes(text []byte) ([]*yaml.Node, *Error) {
 			nodes = append(nodes, root)
 		}
 	}
+}
+
+func yamlError(err error) *Error {
+	m := yamlLine.FindStringSubmatch(err.Error())
+	if m == nil {
+		return &Error{Problem: "is not YAML: " + err.Error()}
+	}
+	e := &Error{Line: 1, Problem: "is not YAML: " + strings.TrimPrefix(err.Error(), m[0])}
+	if n, err := strconv.Atoi(m[1]); err == nil { // otherwise the first line, which goes without saying
+		e.Line = n
+		if yamlParser.MatchString(e.Problem) {
+			e.Line++
+		}
+	}
+	return e
 }
 
 // converter turns a node into a generic value.
