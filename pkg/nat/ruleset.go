@@ -153,6 +153,9 @@ const (
 	ClampMSS   Action = "CLAMPMSS"   // to the route's MTU, if it is higher
 )
 
+// Actions lists all actions.
+func Actions() []Action { return []Action{Accept, Drop, SNAT, Masquerade, SetMSS, ClampMSS} }
+
 // Reason says why a packet was dropped.
 type Reason string
 
@@ -265,9 +268,9 @@ func (r Rule) Check(f Family) error {
 		if r.MSS < minMSS || r.MSS > maxMSS {
 			errs = append(errs, fmt.Errorf("MSS %d is not between %d and %d: check the link's MTU", r.MSS, minMSS, maxMSS))
 		}
-	case Accept, Drop, ClampMSS:
-	default:
-		errs = append(errs, fmt.Errorf("no action %q", r.Action))
+	}
+	if !slices.Contains(Actions(), r.Action) {
+		errs = append(errs, fmt.Errorf("there is no action %q", r.Action))
 	}
 	if r.In == "" && r.Out == "" {
 		errs = append(errs, errors.New("a rule needs a link"))

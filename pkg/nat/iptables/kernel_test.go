@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"testing"
 
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/nattest"
 )
@@ -16,8 +18,32 @@ func require(t *testing.T) {
 	}
 }
 
+func newHost(t *testing.T) kernel.Host {
+	t.Helper()
+	h, err := kernel.NewHost(kernel.HostOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func shell(t *testing.T, script string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s\nscript:\n%s", err, out, script)
+	}
+	return string(out)
+}
+
 func TestContract(t *testing.T) {
 	require(t)
+	host := newHost(t)
 	for _, m := range []Mode{NFT, Legacy} {
 		t.Run(string(m), func(t *testing.T) {
 			v4 := fmt.Sprintf("iptables-%s -w ", m)
@@ -27,8 +53,10 @@ func TestContract(t *testing.T) {
 				other = "iptables-legacy "
 			}
 			nattest.Run(t, nattest.Harness{
-				New: func(t *testing.T, h nattest.Host) nat.Backend {
-					b, err := New(t.Context(), h, m, slog.New(slog.DiscardHandler))
+				Host:  host,
+				Shell: shell,
+				New: func(t *testing.T) nat.Backend {
+					b, err := New(t.Context(), host, m, slog.New(slog.DiscardHandler))
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -12,6 +12,9 @@ import (
 // parseRule reads a rule as iptables-save prints it, whatever the order of its
 // matches. A rule that package nat does not write is returned as Other.
 func parseRule(spec string) nat.Rule {
+	if spec == "" {
+		return nat.Rule{Other: "(matches everything, does nothing)"}
+	}
 	words := normalize(split(spec))
 	r, ok := readWords(words)
 	if !ok {
@@ -117,7 +120,7 @@ func readWords(words []string) (nat.Rule, bool) {
 		}
 		i++
 	}
-	return r, true
+	return r, slices.Contains(nat.Actions(), r.Action)
 }
 
 // address reads an address with the prefix length of a single one.

@@ -83,10 +83,11 @@ func (t *table) line(line string) bool {
 		return ok && chain != ""
 	}
 	var r rule
-	if counters, rest, ok := strings.Cut(line, "] "); ok && counters[0] == '[' {
-		packets, _, _ := strings.Cut(counters[1:], ":")
+	if counted, ok := strings.CutPrefix(line, "["); ok {
+		packets, rest, _ := strings.Cut(counted, ":")
+		_, rest, ok = strings.Cut(rest, "] ")
 		n, err := strconv.ParseUint(packets, 10, 64)
-		if err != nil {
+		if err != nil || !ok {
 			return false
 		}
 		r.packets, line = n, rest

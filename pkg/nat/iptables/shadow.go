@@ -10,14 +10,19 @@ import (
 // shadowing returns the first rule before position index of the built-in chain
 // that may decide about a packet which our chain has rules for; "" if none can.
 func shadowing(t *table, c nat.Chain, index int) string {
-	s := shadow{table: t, seen: map[string]bool{}}
+	s := shadow{table: t, seen: map[visit]bool{}}
 	for _, r := range t.rules[string(c)] {
-		if p := parseRule(r.spec); p.Other == "" {
-			s.traffic = append(s.traffic, path{p.In, p.Out})
+		p := parseRule(r.spec)
+		if w := (path{p.In, p.Out}); p.Other == "" && !slices.Contains(s.paths, w) {
+			s.paths = append(s.paths, w)
 		}
 	}
+	if len(s.paths) > maxPaths {
+		s.paths = []path{{}} // any packet
+	}
+	all := paths(1)<<len(s.paths) - 1
 	for _, r := range t.rules[c.Place().Hook][:index] {
-		if s.decides(r.spec, true) {
+		if s.decides(r.spec, all, true) {
 			return r.spec
 		}
 	}
@@ -27,10 +32,21 @@ func shadowing(t *table, c nat.Chain, index int) string {
 // path is the links that a packet comes from and leaves by.
 type path struct{ in, out nat.LinkPattern }
 
+// paths is a set of shadow.paths, by position.
+type paths uint64
+
+const maxPaths = 63
+
 type shadow struct {
-	table   *table
-	traffic []path          // what our rules are for
-	seen    map[string]bool // chains that decide nothing, as far as is known
+	table *table
+	paths []path         // what our rules are for
+	seen  map[visit]bool // what decides nothing, as far as is known
+}
+
+// visit is a walk through a chain by packets of these paths.
+type visit struct {
+	chain string
+	paths paths
 }
 
 // passive lists targets after which a packet goes on to the next rule. Any
@@ -40,30 +56,36 @@ var passive = []string{
 	"MARK", "NFLOG", "NOTRACK", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG",
 }
 
-// decides says whether a rule, or one that it leads to, may end a packet's way
-// through the built-in chain.
-func (s shadow) decides(spec string, top bool) bool {
+// decides says whether a rule, or one that it leads to, may end the way of a
+// packet of these paths through the built-in chain.
+func (s shadow) decides(spec string, ps paths, top bool) bool {
 	words := split(spec)
 	to := target(words)
-	switch {
-	case slices.Contains(passive, to), to == "RETURN" && !top:
-		return false
-	case !s.concerns(words), to == "ACCEPT" && onlyKnown(words):
-		return false
-	case !s.table.has(to):
-		return true
-	case s.seen[to] || ours(to):
+	if slices.Contains(passive, to) || to == "RETURN" && !top || to == "ACCEPT" && onlyKnown(words) {
 		return false
 	}
-	s.seen[to] = true
-	return slices.ContainsFunc(s.table.rules[to], func(r rule) bool { return s.decides(r.spec, false) })
+	if ps = s.matching(words, ps); ps == 0 {
+		return false
+	}
+	v := visit{to, ps}
+	switch {
+	case !s.table.has(to):
+		return true
+	case s.seen[v] || ours(to):
+		return false
+	}
+	s.seen[v] = true
+	return slices.ContainsFunc(s.table.rules[to], func(r rule) bool { return s.decides(r.spec, ps, false) })
 }
 
-// concerns says whether a rule's links leave it a packet of ours.
-func (s shadow) concerns(words []string) bool {
-	return slices.ContainsFunc(s.traffic, func(p path) bool {
-		return meets(words, "-i", p.in) && meets(words, "-o", p.out)
-	})
+// matching returns the paths that a rule's links leave of some.
+func (s shadow) matching(words []string, ps paths) paths {
+	for i, p := range s.paths {
+		if !meets(words, "-i", p.in) || !meets(words, "-o", p.out) {
+			ps &^= 1 << i
+		}
+	}
+	return ps
 }
 
 func meets(words []string, option string, link nat.LinkPattern) bool {

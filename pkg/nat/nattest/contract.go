@@ -18,7 +18,11 @@ type Fault struct {
 
 // Harness is a backend to be tested.
 type Harness struct {
-	New    func(t *testing.T, h Host) nat.Backend
+	Host Host
+	// Shell runs a script of the shell in the test's own namespace and
+	// returns what it prints. It fails the test if a command of it fails.
+	Shell  func(t *testing.T, script string) string
+	New    func(t *testing.T) nat.Backend // on Host
 	Faults []Fault
 	// Foreign puts rules of other programs beside ours; Dump prints all
 	// rules but ours. Both are scripts.
@@ -70,8 +74,8 @@ func Run(t *testing.T, h Harness) {
 		{"replaces rules under traffic", replacesUnderTraffic},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			build(t)
-			b := h.New(t, Host{})
+			build(t, h)
+			b := h.New(t)
 			c.test(t, h, b)
 			remove(t, b)
 		})
@@ -117,7 +121,7 @@ func remove(t *testing.T, b nat.Backend) {
 }
 
 // readsBack goes from every sample to every other.
-func readsBack(t *testing.T, _ Harness, b nat.Backend) {
+func readsBack(t *testing.T, h Harness, b nat.Backend) {
 	samples := Samples()
 	var names []string
 	for n := range samples {
@@ -140,10 +144,10 @@ func readsBack(t *testing.T, _ Harness, b nat.Backend) {
 
 // changesNothingTwice relies on counters: a rule that is written anew starts
 // from zero.
-func changesNothingTwice(t *testing.T, _ Harness, b nat.Backend) {
+func changesNothingTwice(t *testing.T, h Harness, b nat.Backend) {
 	sample := Samples()["proxy with HaVip"]
 	write(t, b, sample)
-	wantRefused(t, vpc, serve(t, Netns, vpc.gate4))
+	wantRefused(t, h.Host, vpc, serve(t, h.Host, Netns, vpc.gate4))
 	before := counts(t, b)
 	key := nat.Counter{Key: nat.Key{Family: nat.IPv4, Chain: nat.Input}, Reason: nat.InboundUserVPC, In: "eth1"}
 	if before[key] == 0 {
@@ -170,7 +174,7 @@ func counts(t *testing.T, b nat.Backend) map[nat.Counter]uint64 {
 	return m
 }
 
-func refuses(t *testing.T, _ Harness, b nat.Backend) {
+func refuses(t *testing.T, h Harness, b nat.Backend) {
 	want := write(t, b, Samples()["lone proxy"])
 	bad := nat.Render(desired.NAT{Guarded: []string{"eth1\n-F"}})
 	if err := b.Write(t.Context(), Netns, bad); err == nil {
@@ -192,7 +196,7 @@ func refuses(t *testing.T, _ Harness, b nat.Backend) {
 
 func leavesForeign(t *testing.T, h Harness, b nat.Backend) {
 	inside := func(script string) string {
-		return Shell(t, "ip netns exec "+Netns+" sh -ec '"+script+"'")
+		return h.Shell(t, "ip netns exec "+Netns+" sh -ec '"+script+"'")
 	}
 	inside(h.Foreign)
 	before := inside(h.Dump)
@@ -212,7 +216,7 @@ func repairs(t *testing.T, h Harness, b nat.Backend) {
 	for _, f := range h.Faults {
 		t.Run(f.Name, func(t *testing.T) {
 			want := write(t, b, Samples()["proxy with HaVip"])
-			Shell(t, "ip netns exec "+Netns+" sh -ec '"+f.Script+"'")
+			h.Shell(t, "ip netns exec "+Netns+" sh -ec '"+f.Script+"'")
 			t.Log(wantDiff(t, b, want, "*"))
 			if err := b.Write(t.Context(), Netns, want); err != nil {
 				t.Fatalf("Write: %v", err)

@@ -13,24 +13,24 @@ import (
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 )
 
-func functionHost(t *testing.T, _ Harness, b nat.Backend) {
+func functionHost(t *testing.T, h Harness, b nat.Backend) {
 	write(t, b, Samples()["function host"])
 	tunnel := peer1.gate4
-	far := serve(t, peer1.name, peer1.v4)
-	wantSource(t, pod, far, tunnel)
-	wantSource(t, node{name: Netns}, far, tunnel) // its own address, excepted
+	far := serve(t, h.Host, peer1.name, peer1.v4)
+	wantSource(t, h.Host, pod, far, tunnel)
+	wantSource(t, h.Host, node{name: Netns}, far, tunnel) // its own address, excepted
 
 	// The other side opens nothing, neither toward pods, nor this machine,
 	// nor another tunnel.
 	for _, at := range []node{{name: pod.name, v4: pod.v4}, {name: Netns, v4: peer1.gate4}, {name: peer2.name, v4: peer2.v4}} {
-		wantRefused(t, peer1, serve(t, at.name, at.v4))
+		wantRefused(t, h.Host, peer1, serve(t, h.Host, at.name, at.v4))
 	}
 	// A link that is not guarded is nobody's business.
-	wantSource(t, pod, serve(t, vpc.name, vpc.v4), pod.v4)
+	wantSource(t, h.Host, pod, serve(t, h.Host, vpc.name, vpc.v4), pod.v4)
 	// There is no IPv6 translation toward tunnels, so IPv6 stays away.
-	wantRefused(t, pod, serve(t, peer1.name, peer1.v6))
+	wantRefused(t, h.Host, pod, serve(t, h.Host, peer1.name, peer1.v6))
 
-	inject(t, pod, peer1.v4)
+	inject(t, h.Host, pod, peer1.v4)
 	got := counts(t, b)
 	for _, c := range []nat.Counter{
 		{Key: nat.Key{Family: nat.IPv4, Chain: nat.Forward}, Reason: nat.InboundUserVPC, In: "vpx-+"},
@@ -44,14 +44,14 @@ func functionHost(t *testing.T, _ Harness, b nat.Backend) {
 	}
 }
 
-func proxy(t *testing.T, _ Harness, b nat.Backend) {
+func proxy(t *testing.T, h Harness, b nat.Backend) {
 	for name, source := range map[string][2]netip.Addr{
 		"proxy with HaVip": {vpc.gate4, vpc.gate6},
 		"lone proxy":       {vpc.gate4, vpc.gate6},
 	} {
 		write(t, b, Samples()[name])
-		wantSource(t, peer1, serve(t, vpc.name, vpc.v4), source[0])
-		wantSource(t, peer1, serve(t, vpc.name, vpc.v6), source[1])
+		wantSource(t, h.Host, peer1, serve(t, h.Host, vpc.name, vpc.v4), source[0])
+		wantSource(t, h.Host, peer1, serve(t, h.Host, vpc.name, vpc.v6), source[1])
 		for _, at := range []struct {
 			netns string
 			addr  netip.Addr
@@ -59,20 +59,20 @@ func proxy(t *testing.T, _ Harness, b nat.Backend) {
 			{peer1.name, peer1.v4}, {peer1.name, peer1.v6}, {pod.name, pod.v4},
 			{Netns, vpc.gate4}, {Netns, vpc.gate6}, {Netns, peer1.gate4},
 		} {
-			wantRefused(t, vpc, serve(t, at.netns, at.addr))
+			wantRefused(t, h.Host, vpc, serve(t, h.Host, at.netns, at.addr))
 		}
 		// The tunnel's side reaches the ENI and nothing else.
-		wantRefused(t, peer1, serve(t, pod.name, pod.v4))
-		wantRefused(t, peer1, serve(t, Netns, peer1.gate4))
+		wantRefused(t, h.Host, peer1, serve(t, h.Host, pod.name, pod.v4))
+		wantRefused(t, h.Host, peer1, serve(t, h.Host, Netns, peer1.gate4))
 		remove(t, b)
 	}
 }
 
 // inject sends an ICMP echo reply that answers nothing: conntrack calls it
 // INVALID, and NAT would let it pass with its inner source.
-func inject(t *testing.T, from node, to netip.Addr) {
+func inject(t *testing.T, h Host, from node, to netip.Addr) {
 	t.Helper()
-	err := Host{}.Run(t.Context(), from.name, func() error {
+	err := h.Run(t.Context(), from.name, func() error {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
 		if err != nil {
 			return err
@@ -88,13 +88,13 @@ func inject(t *testing.T, from node, to netip.Addr) {
 
 // pathMTU narrows a link behind the machine under test. The ICMP error about
 // it comes from the guarded side, and without it a large segment never arrives.
-func pathMTU(t *testing.T, _ Harness, b nat.Backend) {
+func pathMTU(t *testing.T, h Harness, b nat.Backend) {
 	write(t, b, Samples()["translation only"])
 	remove(t, b)
 	n := Samples()["proxy with HaVip"]
 	n.Clamp = nil // so that only the error can help
 	write(t, b, n)
-	Shell(t, `
+	h.Shell(t, `
 		ip netns add far
 		ip link add far0 netns vpc type veth peer name eth0 netns far
 		ip -n vpc addr add 172.16.200.1/24 dev far0
@@ -104,12 +104,12 @@ func pathMTU(t *testing.T, _ Harness, b nat.Backend) {
 		ip -n far route add default via 172.16.200.1
 		ip netns exec vpc sysctl -qw net.ipv4.ip_forward=1
 		ip -n vpx-nat route add 172.16.200.0/24 via 172.16.101.5`)
-	t.Cleanup(func() { Shell(t, "ip netns del far") })
-	to := serve(t, "far", netip.MustParseAddr("172.16.200.5"))
+	t.Cleanup(func() { h.Shell(t, "ip netns del far") })
+	to := serve(t, h.Host, "far", netip.MustParseAddr("172.16.200.5"))
 	// The far end must not announce a small segment size itself.
-	Shell(t, "ip -n far route change default via 172.16.200.1 advmss 1460")
+	h.Shell(t, "ip -n far route change default via 172.16.200.1 advmss 1460")
 
-	c, _, err := dial(t.Context(), peer1.name, to, patience)
+	c, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,16 +119,16 @@ func pathMTU(t *testing.T, _ Harness, b nat.Backend) {
 	}
 }
 
-func clamps(t *testing.T, _ Harness, b nat.Backend) {
+func clamps(t *testing.T, h Harness, b nat.Backend) {
 	const mtu = 1280
 	n := Samples()["proxy with HaVip"]
 	n.Clamp = []desired.Clamp{{Link: "vpx-c1", MTU: mtu}}
 	write(t, b, n)
 	for to, want := range map[netip.AddrPort]int{
-		serve(t, vpc.name, vpc.v4): mtu - 40 - 12, // 12: the timestamp option
-		serve(t, vpc.name, vpc.v6): mtu - 60 - 12,
+		serve(t, h.Host, vpc.name, vpc.v4): mtu - 40 - 12, // 12: the timestamp option
+		serve(t, h.Host, vpc.name, vpc.v6): mtu - 60 - 12,
 	} {
-		c, _, err := dial(t.Context(), peer1.name, to, patience)
+		c, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -162,7 +162,7 @@ const replacements = 50
 
 // replacesUnderTraffic opens connections without pause while the rules change
 // between two sets with the same translation, and keeps one connection open.
-func replacesUnderTraffic(t *testing.T, _ Harness, b nat.Backend) {
+func replacesUnderTraffic(t *testing.T, h Harness, b nat.Backend) {
 	first := Samples()["proxy with HaVip"]
 	second := first
 	second.Clamp = []desired.Clamp{{Link: "vpx-c1", MTU: 1400}}
@@ -170,15 +170,15 @@ func replacesUnderTraffic(t *testing.T, _ Harness, b nat.Backend) {
 	second.SNAT = append([]desired.SNAT{{Out: "vpx-c2", To: peer2.gate4}}, first.SNAT...)
 	write(t, b, first)
 
-	to := serve(t, vpc.name, vpc.v4)
-	long, _, err := dial(t.Context(), peer1.name, to, patience)
+	to := serve(t, h.Host, vpc.name, vpc.v4)
+	long, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer long.Close()
 
 	stop, result := make(chan struct{}), make(chan traffic, 1)
-	go func() { result <- connect(t, peer1, to, stop) }()
+	go func() { result <- connect(t, h.Host, peer1, to, stop) }()
 	for i := range replacements {
 		n := first
 		if i%2 == 0 {
@@ -212,7 +212,7 @@ type traffic struct {
 	errs []error
 }
 
-func connect(t *testing.T, from node, to netip.AddrPort, stop <-chan struct{}) traffic {
+func connect(t *testing.T, h Host, from node, to netip.AddrPort, stop <-chan struct{}) traffic {
 	r := traffic{seen: map[netip.Addr]int{}}
 	for {
 		select {
@@ -220,7 +220,7 @@ func connect(t *testing.T, from node, to netip.AddrPort, stop <-chan struct{}) t
 			return r
 		default:
 		}
-		c, seen, err := dial(t.Context(), from.name, to, time.Second)
+		c, seen, err := dial(t.Context(), h, from.name, to, time.Second)
 		if err != nil {
 			r.errs = append(r.errs, err)
 			continue

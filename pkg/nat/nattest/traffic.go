@@ -20,10 +20,10 @@ const (
 
 // serve starts a TCP server at a node (or at the machine under test: name
 // Netns) that tells each client the address it saw, and then echoes.
-func serve(t *testing.T, netns string, at netip.Addr) netip.AddrPort {
+func serve(t *testing.T, h Host, netns string, at netip.Addr) netip.AddrPort {
 	t.Helper()
 	var l net.Listener
-	err := Host{}.Run(t.Context(), netns, func() (err error) {
+	err := h.Run(t.Context(), netns, func() (err error) {
 		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 		return err
 	})
@@ -55,9 +55,9 @@ func greet(c net.Conn) {
 }
 
 // dial connects from a node and returns the source that the server saw.
-func dial(ctx context.Context, from string, to netip.AddrPort, limit time.Duration) (net.Conn, netip.Addr, error) {
+func dial(ctx context.Context, h Host, from string, to netip.AddrPort, limit time.Duration) (net.Conn, netip.Addr, error) {
 	var c net.Conn
-	err := Host{}.Run(ctx, from, func() (err error) {
+	err := h.Run(ctx, from, func() (err error) {
 		d := net.Dialer{Timeout: limit}
 		c, err = d.DialContext(ctx, "tcp", to.String())
 		return err
@@ -77,9 +77,9 @@ func dial(ctx context.Context, from string, to netip.AddrPort, limit time.Durati
 }
 
 // wantSource checks that a connection succeeds with this source.
-func wantSource(t *testing.T, from node, to netip.AddrPort, source netip.Addr) {
+func wantSource(t *testing.T, h Host, from node, to netip.AddrPort, source netip.Addr) {
 	t.Helper()
-	c, seen, err := dial(t.Context(), from.name, to, patience)
+	c, seen, err := dial(t.Context(), h, from.name, to, patience)
 	if err != nil {
 		t.Errorf("%s → %s: %v", from.name, to, err)
 		return
@@ -91,9 +91,9 @@ func wantSource(t *testing.T, from node, to netip.AddrPort, source netip.Addr) {
 }
 
 // wantRefused checks that no connection comes about.
-func wantRefused(t *testing.T, from node, to netip.AddrPort) {
+func wantRefused(t *testing.T, h Host, from node, to netip.AddrPort) {
 	t.Helper()
-	c, seen, err := dial(t.Context(), from.name, to, refusal)
+	c, seen, err := dial(t.Context(), h, from.name, to, refusal)
 	if err == nil {
 		_ = c.Close()
 		t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, seen)

@@ -16,13 +16,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // Netns is the namespace of the machine under test.
@@ -57,36 +52,13 @@ var (
 	vpc   = newNode(4, "vpc", "eth1", "172.16.101.5")
 )
 
-// Host runs functions in namespaces below /run/netns.
-type Host struct{}
-
-// Run calls f on a thread in the namespace; the thread ends with it.
-func (Host) Run(_ context.Context, netns string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: nothing leaks
-		done <- enter(netns, f)
-	}()
-	return <-done
-}
-
-func enter(netns string, f func() error) error {
-	if netns != "" {
-		fd, err := os.Open("/run/netns/" + netns)
-		if err != nil {
-			return err
-		}
-		err = unix.Setns(int(fd.Fd()), unix.CLONE_NEWNET)
-		_ = fd.Close() // was only read
-		if err != nil {
-			return fmt.Errorf("enter network namespace %s: %w", netns, err)
-		}
-	}
-	return f()
+// Host runs functions in namespaces by name; "" is the one of the test.
+type Host interface {
+	Run(ctx context.Context, netns string, f func() error) error
 }
 
 // build makes the namespaces and removes them when the test ends.
-func build(t *testing.T) {
+func build(t *testing.T, h Harness) {
 	t.Helper()
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -109,21 +81,8 @@ func build(t *testing.T) {
 	say("ip netns exec %s sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1", Netns)
 	t.Cleanup(func() {
 		for _, n := range append(nodes, node{name: Netns}) {
-			if out, err := exec.Command("ip", "netns", "del", n.name).CombinedOutput(); err != nil {
-				t.Errorf("ip netns del %s: %v: %s", n.name, err, out)
-			}
+			h.Shell(t, "ip netns del "+n.name)
 		}
 	})
-	Shell(t, b.String())
-}
-
-// Shell runs a script and fails the test if a command of it fails.
-func Shell(t *testing.T, script string) string {
-	t.Helper()
-	cmd := exec.Command("sh", "-ec", script)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s\nscript:\n%s", err, out, script)
-	}
-	return string(out)
+	h.Shell(t, b.String())
 }
