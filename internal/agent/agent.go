@@ -58,7 +58,7 @@ func (a *Agent) build(ctx context.Context) error {
 	a.close = append(a.close, unlock)
 	m := newMetrics(a.version)
 	if a.cfg.HasRole(intent.RoleController) {
-		c, err := newController(ctx, a.cfg, a.version, a.log)
+		c, err := newController(a.cfg, a.version, a.log)
 		if err != nil {
 			return fmt.Errorf("controller: %w", err)
 		}

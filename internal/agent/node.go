@@ -45,7 +45,7 @@ type nodeTask struct {
 
 // buildNode adds the task that keeps this machine's kernel.
 func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
-	host, err := kernel.NewHost(kernel.Options{Log: a.log})
+	host, err := kernel.NewHost(kernel.HostOptions{})
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}

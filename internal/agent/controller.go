@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+
+	"github.com/vpcproxy/vpcproxy/internal/api/transport"
+	"github.com/vpcproxy/vpcproxy/internal/config"
+	"github.com/vpcproxy/vpcproxy/internal/controller"
+	"github.com/vpcproxy/vpcproxy/internal/pki"
+	"github.com/vpcproxy/vpcproxy/internal/store"
+)
+
+// newController makes the task of the role controller.
+func newController(cfg *config.Config, version string, log *slog.Logger) (Task, error) {
+	socket, err := transport.ParseAddress("unix://" + cfg.Controller.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("controller.socket: %w", err)
+	}
+	listen := []transport.Address{socket}
+	var creds *pki.Credentials
+	if cfg.Controller.Listen != "" {
+		host, port, err := net.SplitHostPort(cfg.Controller.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("controller.listen: %w", err)
+		}
+		if host == "" {
+			host = "0.0.0.0"
+		}
+		tcp, err := transport.ParseAddress("https://" + net.JoinHostPort(host, port))
+		if err != nil {
+			return nil, fmt.Errorf("controller.listen: %w", err)
+		}
+		listen = append(listen, tcp)
+		if creds, err = pki.Load(cfg.TLS.Directory, log); err != nil {
+			return nil, fmt.Errorf("tls.directory: %w", err)
+		}
+	}
+	return controller.New(
+		controller.Config{Listen: listen, Pool: cfg.Tunnel.Pool, Version: version},
+		controller.Deps{Credentials: creds, Log: log, OpenStore: func(ctx context.Context) (store.Store, error) {
+			return openStore(ctx, cfg.Etcd, log)
+		}},
+	)
+}
+
+// openStore opens the etcd inside this process, or a connection to an external
+// cluster.
+func openStore(ctx context.Context, cfg config.Etcd, log *slog.Logger) (store.Store, error) {
+	if len(cfg.Endpoints) == 0 {
+		return store.Open(ctx, store.Embedded{Dir: cfg.Directory}, log)
+	}
+	e := store.External{Endpoints: cfg.Endpoints}
+	if dir := cfg.TLS.Directory; dir != "" {
+		e.CAFile, e.CertFile, e.KeyFile = filepath.Join(dir, "ca.crt"), filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	}
+	return store.Dial(e, log)
+}
