@@ -75,7 +75,9 @@ func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
 		}
 	}
 	if name == "" {
-		readers.Go(func() { watchNames(ctx, h.dir, in) })
+		if names := newNameWatch(h.dir); names != nil {
+			readers.Go(func() { names.follow(ctx, in) })
+		}
 	}
 	w := &watcher{cancel: cancel, done: make(chan struct{})}
 	if h.watchers[name] == nil {

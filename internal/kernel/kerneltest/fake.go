@@ -10,6 +10,7 @@ package kerneltest
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 
@@ -71,7 +72,7 @@ func (f *Fake) Journal() []string {
 
 // read begins a reading operation. It needs f.mu.
 func (f *Fake) read(ctx context.Context, op string) error {
-	if err := ctx.Err(); err != nil {
+	if err := f.usable(ctx); err != nil {
 		return err
 	}
 	return f.fail(op, false)
@@ -79,11 +80,18 @@ func (f *Fake) read(ctx context.Context, op string) error {
 
 // write begins a writing operation. It needs f.mu.
 func (f *Fake) write(ctx context.Context, op, netns, object string) error {
-	if err := ctx.Err(); err != nil {
+	if err := f.usable(ctx); err != nil {
 		return err
 	}
 	f.journal = append(f.journal, fmt.Sprintf("%s [%s] %s", op, netns, object))
 	return f.fail(op, true)
+}
+
+func (f *Fake) usable(ctx context.Context) error {
+	if f.closed {
+		return fmt.Errorf("the host is closed: %w", os.ErrClosed)
+	}
+	return ctx.Err()
 }
 
 func (f *Fake) fail(op string, writes bool) error {

@@ -1,0 +1,111 @@
+package kerneltest
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+)
+
+// closed reads what is waiting, and says whether the channel has ended.
+func closed(hints <-chan kernel.Hint) bool {
+	for {
+		select {
+		case _, open := <-hints:
+			if !open {
+				return true
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// watch starts a watch and takes its first hint.
+func (m *machine) watch(name string) <-chan kernel.Hint {
+	m.Helper()
+	hints, err := m.host.Watch(m.Context(), name)
+	m.ok(err)
+	m.hinted(hints, kernel.HintAll)
+	return hints
+}
+
+// hinted waits for a hint.
+func (m *machine) hinted(hints <-chan kernel.Hint, want kernel.Hint) {
+	m.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case got, open := <-hints:
+			if !open {
+				m.Fatalf("the watch ended before the hint %q", want)
+			}
+			if got == want {
+				return
+			}
+		case <-timeout:
+			m.Fatalf("no hint %q", want)
+		}
+	}
+}
+
+var watchContract = map[string]func(*testing.T, *machine){
+	"a hint for each sort": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		h := m.namespace("vpx-a")
+		l := m.tunnel(m.own, "vpx-1", 7)
+		hints := m.watch("vpx-a")
+		m.ok(m.own.MoveLink(ctx, l.Index, "vpx-a"))
+		m.hinted(hints, kernel.HintLinks)
+		index := m.link(h, "vpx-1").Index
+		m.ok(h.SetLinkUp(ctx, index, true))
+		m.hinted(hints, kernel.HintLinks)
+		m.ok(h.AddAddress(ctx, kernel.Address{Link: index, Prefix: netip.MustParsePrefix("100.64.0.1/32")}))
+		m.hinted(hints, kernel.HintAddresses)
+		m.allOK(h.ReplaceNeighbors(ctx, hosts(index, 1)))
+		m.hinted(hints, kernel.HintNeighbors)
+		m.allOK(h.ReplaceRoutes(ctx, []kernel.Route{route(index, 1000, "172.16.101.0/24", 0)}))
+		m.hinted(hints, kernel.HintRoutes)
+		m.allOK(h.AddRules(ctx, []kernel.Rule{mark(0x100, 1000)}))
+		m.hinted(hints, kernel.HintRules)
+		m.ok(h.SetSysctl(ctx, "net/ipv4/ip_forward", "1"))
+		m.hinted(hints, kernel.HintSysctls)
+		m.ok(h.SetEgressSources(ctx, index, nil))
+		m.hinted(hints, kernel.HintEgress)
+	},
+	"a link that goes down is a hint for what it takes along": func(t *testing.T, m *machine) {
+		for _, want := range []kernel.Hint{kernel.HintRoutes, kernel.HintNeighbors} {
+			l := m.tunnel(m.own, "vpx-1", 7)
+			hints := m.watch("")
+			m.ok(m.own.SetLinkUp(t.Context(), l.Index, false))
+			m.hinted(hints, want)
+			m.ok(m.own.DeleteLink(t.Context(), l.Index))
+		}
+	},
+	"namespaces": func(t *testing.T, m *machine) {
+		m.namespace("vpx-a")
+		hints := m.watch("")
+		m.ok(m.host.CreateNamespace(t.Context(), "vpx-b"))
+		m.hinted(hints, kernel.HintNamespaces)
+		m.ok(m.host.DeleteNamespace(t.Context(), "vpx-b"))
+		m.hinted(hints, kernel.HintNamespaces)
+	},
+	"ends with its context": func(t *testing.T, m *machine) {
+		ctx, cancel := context.WithCancel(t.Context())
+		hints, err := m.host.Watch(ctx, "")
+		m.ok(err)
+		cancel()
+		m.eventually("the watch ends", func() bool { return closed(hints) })
+	},
+	"ends with its namespace": func(t *testing.T, m *machine) {
+		m.namespace("vpx-a")
+		hints := m.watch("vpx-a")
+		own := m.watch("")
+		m.ok(m.host.DeleteNamespace(t.Context(), "vpx-a"))
+		m.eventually("the watch ends", func() bool { return closed(hints) })
+		m.allOK(m.own.AddRules(t.Context(), []kernel.Rule{mark(0x100, 1000)}))
+		m.hinted(own, kernel.HintRules)
+	},
+}
