@@ -1,0 +1,76 @@
+# Targets are explained by make help.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Finds Go where sudo's PATH does not, and builds as the tree's owner.
+GO := scripts/go
+
+# RUN=REGEXP chooses tests, V=1 shows them as they run, PKG=./dir/... chooses packages.
+RUN ?=
+V ?=
+PKG ?= ./...
+# What one package of kernel tests may take.
+LIMIT ?= 10m
+
+VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed 's/^v//')
+COMMANDS = $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
+# -buildvcs=false: git refuses to look into a tree of another owner, as CI may have it.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
+	-ldflags "-s -w$(if $(VERSION), -X github.com/vpcproxy/vpcproxy/internal/version.Version=$(VERSION))"
+
+.PHONY: help
+help: ## this text
+	@echo 'usage: make TARGET'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@echo
+	@echo '  RUN=REGEXP  only the tests that match (test-unit, test-netns)'
+	@echo '  V=1         show tests as they run'
+	@echo '  PKG=./x/... only these packages'
+	@echo '  VPCPROXY_LAB=native|qemu|uml|auto  the kernel to use; see scripts/lab -h'
+
+.PHONY: setup
+setup: ## install what building and testing needs (as root)
+	@scripts/setup
+
+.PHONY: build
+build: ## static programs in bin/
+	@mkdir -p bin
+	@((EUID)) || chown --reference=go.mod bin
+	@for command in $(COMMANDS); do \
+		echo "build bin/$$command"; \
+		$(BUILD) -o "bin/$$command" "./cmd/$$command"; \
+	done
+
+.PHONY: test
+test: setup test-unit test-netns ## all tests
+
+.PHONY: test-unit
+test-unit: ## the tests that need no kernel of their own, with the race detector
+	$(GO) test -race $(if $(V),-v) $(if $(RUN),-run '$(RUN)') $(PKG)
+
+.PHONY: test-netns
+test-netns: build ## contract and scenario tests, on a kernel with GRE
+	scripts/test-netns $(if $(V),-v) $(if $(RUN),-n '$(RUN)') -t $(LIMIT) $(PKG)
+
+.PHONY: demo
+demo: setup build ## a pod reaches two VPCs that own the same subnet
+	@scripts/lab-program ./test/netns/demo
+
+.PHONY: bench
+bench: setup build ## throughput, latency and programming times, beside the plain recipe
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/bench
+
+.PHONY: lint
+lint: ## vet, staticcheck, golangci-lint, govulncheck, shellcheck, gofmt
+	@scripts/lint
+
+.PHONY: generate
+generate: ## code from the .proto files
+	@scripts/generate
+
+.PHONY: clean
+clean: ## remove what make built; kernels stay in the cache
+	rm -rf bin build
