@@ -37,7 +37,7 @@ type testLab struct {
 // all machines, the logs and the captures are left beside its log.
 func newLab(t *testing.T, layout topo.Layout) *testLab {
 	t.Helper()
-	lab.Require(t)
+	lab.Require(t, lab.GRE, lab.NFTables, lab.IPTablesNFT, lab.Clsact)
 	dir := t.TempDir()
 	built, err := topo.Build(t.Context(), dir, layout)
 	if err != nil {
@@ -199,4 +199,14 @@ func unreachable(t *testing.T, m *topo.Machine, address netip.Addr) {
 	if answer, err := traffic.Get(ctx, m, address); err == nil {
 		t.Errorf("%s reached %s: answered by %q, which saw %s", m.Name, address, answer.Server, answer.Client)
 	}
+}
+
+// askOnce is one request that must be answered by the right server, which must
+// have seen the right source.
+func askOnce(ctx context.Context, m *topo.Machine, server string, source netip.Addr) error {
+	answer, err := traffic.Get(ctx, m, topo.ServerAddress)
+	if err != nil {
+		return err
+	}
+	return wrong(answer, server, source)
 }

@@ -49,6 +49,9 @@ type Layout struct {
 	Proxies int      // proxy1, proxy2, …, with an ENI in each VPC
 	VPCs    []string // names of the users' VPCs
 	MTU     int      // of the underlay; 0 is 1500
+	// Legacy lets the hosts' container platform use iptables-legacy, not the
+	// iptables of the distribution.
+	Legacy bool
 }
 
 // Lab is a running lab.
@@ -208,7 +211,7 @@ func (l *Lab) buildHosts(ctx context.Context, layout Layout) error {
 		if err := l.Router.addRoute(h.PodCIDR, h.Underlay, hostSegment); err != nil {
 			return err
 		}
-		if err := h.buildCNI(ctx); err != nil {
+		if err := h.buildCNI(ctx, layout.Legacy); err != nil {
 			return err
 		}
 		for p := range layout.Pods {
@@ -222,14 +225,18 @@ func (l *Lab) buildHosts(ctx context.Context, layout Layout) error {
 
 // buildCNI does what a container platform does to a host: it forwards, and
 // masquerades what pods send to anything but pods.
-func (h *Host) buildCNI(ctx context.Context) error {
+func (h *Host) buildCNI(ctx context.Context, legacy bool) error {
 	if err := h.setSysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return err
+	}
+	restore := "iptables-restore"
+	if legacy {
+		restore = "iptables-legacy-restore"
 	}
 	_, err := h.RunInput(ctx, fmt.Sprintf(`*nat
 -A POSTROUTING -s %s ! -d 10.244.0.0/16 -m comment --comment "cni: masquerade" -j MASQUERADE
 COMMIT
-`, h.PodCIDR), "iptables-restore", "--noflush")
+`, h.PodCIDR), restore, "--noflush")
 	return err
 }
 

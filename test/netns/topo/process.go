@@ -18,15 +18,19 @@ import (
 type Process struct {
 	// LogPath is the file that has its standard output and standard error.
 	LogPath string
+	// Notified is for whoever started the program: closed when it has
+	// reported that it is ready. Nil if nobody listens.
+	Notified <-chan struct{}
 
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error // set before done is closed
 }
 
-// Start starts a program in the machine; its output is appended to
-// <machine>-<program>.log. The program does not see this process's Ctrl-C.
-func (m *Machine) Start(program string, args ...string) (*Process, error) {
+// Start starts a program in the machine, with settings added to this process's
+// environment; its output is appended to <machine>-<program>.log. The program
+// does not see this process's Ctrl-C.
+func (m *Machine) Start(env []string, program string, args ...string) (*Process, error) {
 	path := filepath.Join(m.dir, m.Name+"-"+filepath.Base(program)+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -35,6 +39,7 @@ func (m *Machine) Start(program string, args ...string) (*Process, error) {
 	defer log.Close()
 	p := &Process{LogPath: path, cmd: exec.Command(program, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := m.onThread(p.cmd.Start); err != nil {
 		return nil, fmt.Errorf("%s: start %s: %w", m.Name, program, err)
@@ -61,6 +66,9 @@ func (p *Process) Running() bool {
 		return true
 	}
 }
+
+// Ended is closed when the process has ended.
+func (p *Process) Ended() <-chan struct{} { return p.done }
 
 // Signal sends a signal; to a process that has ended it does nothing.
 func (p *Process) Signal(s os.Signal) error {

@@ -150,3 +150,36 @@ func Inject(m *topo.Machine, packet []byte) error {
 		return nil
 	})
 }
+
+// GREKey reads the key of a GRE header, if it has one.
+func GREKey(header []byte) (key uint32, keyed bool) {
+	if len(header) < 4 {
+		return 0, false
+	}
+	flags := binary.BigEndian.Uint16(header)
+	offset := 4
+	if flags&greChecksum != 0 {
+		offset += 4
+	}
+	if flags&greKey == 0 || len(header) < offset+4 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(header[offset:]), true
+}
+
+// Decapsulate takes the IPv4 packet inside GRE apart.
+func Decapsulate(header []byte) (inner IPv4, payload []byte, ok bool) {
+	if len(header) < 4 {
+		return IPv4{}, nil, false
+	}
+	length := 4
+	for _, flag := range []uint16{greChecksum, greKey, greSequence} {
+		if binary.BigEndian.Uint16(header)&flag != 0 {
+			length += 4
+		}
+	}
+	if len(header) < length {
+		return IPv4{}, nil, false
+	}
+	return parseIPv4(header[length:])
+}

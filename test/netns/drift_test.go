@@ -1,0 +1,123 @@
+package netns
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+)
+
+// repairLimit is the product's promise: from the event until it is undone.
+const repairLimit = time.Second
+
+// drift is something that somebody else does to what is ours.
+type drift struct {
+	name string
+	do   string // the shell line that does it
+	look string // the shell line whose output must become what it was
+}
+
+// In the namespace of red's attachment on the proxy.
+const inRed = "ip netns exec vpx-red "
+
+var (
+	showNAT    = "iptables-save -t nat | grep VPCPROXY"
+	showMangle = "iptables-save -t mangle | grep VPCPROXY"
+	showFilter = "iptables-save -t filter | grep VPCPROXY"
+	showTable  = "nft -s list table inet vpcproxy"
+	showRed    = "ip -o -d link show dev vpx-red | sed 's/^[0-9]*: //; s/numtxqueues.*//'; ip -o -4 address show dev vpx-red | sed 's/^[0-9]*: //'; ip neigh show dev vpx-red; ip route show table all proto 176"
+)
+
+var hostDrifts = []drift{
+	{"rule deleted", "ip rule del priority 17600", "ip rule show | sort"},
+	{"all rules deleted", "while ip rule del priority 17600 2>/dev/null; do :; done", "ip rule show | sort"},
+	{"route deleted", "ip route show table all proto 176 | grep 'via.*vpx-red' | sed 's/onlink//' | xargs ip route del", "ip route show table all proto 176"},
+	{"routes flushed", "ip route flush table all proto 176", "ip route show table all proto 176"},
+	{"route replaced", "t=$(ip route show table all proto 176 | sed -n 's/.*vpx-red table \\([0-9]*\\).*/\\1/p'); ip route replace 172.16.101.0/24 via 192.168.80.1 dev eth0 table $t", "ip route show table all | grep 172.16.101"},
+	{"neighbor deleted", "ip neigh del 100.64.0.4 dev vpx-red", "ip neigh show dev vpx-red"},
+	{"neighbor changed", "ip neigh replace 100.64.0.4 lladdr 192.168.4.99 nud permanent dev vpx-red", "ip neigh show dev vpx-red"},
+	{"address deleted", "ip address flush dev vpx-red", showRed},
+	{"nat chain deleted", "iptables -t nat -D POSTROUTING 1; iptables -t nat -F VPCPROXY-POSTROUTING; iptables -t nat -X VPCPROXY-POSTROUTING", showNAT},
+	{"jump deleted", "n=$(iptables -t nat -L POSTROUTING --line-numbers | awk '/VPCPROXY/{print $1; exit}'); iptables -t nat -D POSTROUTING $n", showNAT},
+	{"rule inserted into a chain of ours", "iptables -I VPCPROXY-FORWARD -j ACCEPT", showFilter},
+	{"iptables -F", "iptables -F", showFilter},
+	{"iptables -t nat -F", "iptables -t nat -F", showNAT},
+	{"iptables -t mangle -F", "iptables -t mangle -F", showMangle},
+	{"nft table deleted", "nft delete table inet vpcproxy", showTable},
+	{"nft map flushed", "nft flush map inet vpcproxy steer4_32_24", showTable},
+	{"nft flush ruleset", "nft flush ruleset", showTable + "; " + showNAT + "; " + showFilter},
+	{"device down", "ip link set vpx-red down", showRed},
+	{"device down and up", "ip link set vpx-red down; ip link set vpx-red up", showRed},
+	{"MTU changed", "ip link set vpx-red mtu 1300", showRed},
+	{"key changed", "ip link change vpx-red type gre local 192.168.80.8 key 999 ttl 64", showRed},
+	{"device renamed", "ip link set vpx-red down; ip link set vpx-red name other0; ip link set other0 up", showRed},
+	{"device deleted", "ip link del vpx-red", showRed},
+	{"ip_forward", "sysctl -q -w net.ipv4.ip_forward=0", "sysctl net.ipv4.ip_forward"},
+	{"rp_filter", "sysctl -q -w net.ipv4.conf.vpx-red.rp_filter=1", "sysctl net.ipv4.conf.vpx-red.rp_filter"},
+}
+
+var proxyDrifts = []drift{
+	{"neighbor deleted", "ip -n vpx-red neigh del 100.64.0.80 dev vpx-red", "ip -n vpx-red neigh show dev vpx-red"},
+	{"route deleted", "ip -n vpx-red route flush proto 176", "ip -n vpx-red route show"},
+	{"iptables -F", inRed + "iptables -F", inRed + showFilter},
+	{"iptables -t nat -F", inRed + "iptables -t nat -F", inRed + showNAT},
+	{"nft flush ruleset", inRed + "nft flush ruleset", inRed + showNAT + "; " + inRed + showFilter},
+	{"nft flush ruleset on the underlay", "nft flush ruleset", showTable},
+	{"egress guard removed", inRed + "tc qdisc del dev eth1 clsact", inRed + "tc filter show dev eth1 egress | grep -v pref"},
+	{"device deleted", "ip -n vpx-red link del vpx-red", inRed + "sh -c \"" + showRed + "\""},
+	{"device down and up", inRed + "sh -c 'ip link set vpx-red down; ip link set vpx-red up'", inRed + "sh -c \"" + showRed + "\""},
+	{"device renamed", inRed + "sh -c 'ip link set vpx-red down; ip link set vpx-red name other0'", inRed + "sh -c \"" + showRed + "\""},
+	{"ENI down", "ip -n vpx-red link set eth1 down", "ip -n vpx-red -o link show eth1 | sed 's/^[0-9]*: //; s/state.*//'"},
+	{"ip_forward", inRed + "sysctl -q -w net.ipv4.ip_forward=0", inRed + "sysctl net.ipv4.ip_forward"},
+	{"namespace deleted", "ip netns del vpx-red", inRed + "sh -c \"" + showRed + "\""},
+}
+
+func TestDriftOnHost(t *testing.T) {
+	w := newTenants(t)
+	repaired(t, w, w.Hosts[0].Machine, hostDrifts)
+}
+
+func TestDriftOnProxy(t *testing.T) {
+	w := newTenants(t)
+	repaired(t, w, w.Proxies[0].Machine, proxyDrifts)
+}
+
+// repaired does each drift and waits until what it changed looks as before,
+// and traffic flows as before.
+func repaired(t *testing.T, w *world, m *topo.Machine, drifts []drift) {
+	t.Helper()
+	for _, d := range drifts {
+		ok := t.Run(strings.ReplaceAll(d.name, " ", "-"), func(t *testing.T) {
+			before := look(t, m, d.look)
+			if before == "" {
+				t.Fatalf("%s shows nothing", d.look)
+			}
+			typeLines(t, m, d.do)
+			start := time.Now()
+			var after string
+			err := within(t.Context(), soon, func(ctx context.Context) error {
+				var err error
+				if after, err = m.Run(ctx, "sh", "-c", d.look); err == nil && after != before {
+					err = fmt.Errorf("before:\n%safter:\n%s", before, after)
+				}
+				return err
+			})
+			took := time.Since(start).Round(time.Millisecond)
+			if err != nil {
+				t.Fatalf("%s is not repaired after %v:\n%v", d.do, took, err)
+			}
+			t.Logf("repaired within %v", took)
+			if took > repairLimit {
+				t.Errorf("the repair took %v, want %v", took, repairLimit)
+			}
+			w.reached(t)
+		})
+		if !ok {
+			// The next drift needs a sound state to begin with.
+			w.agents[m.Name].resync(t)
+		}
+	}
+}
