@@ -1,0 +1,51 @@
+package cli
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+)
+
+var (
+	groupHead     = []string{"NAME", "MEMBERS", "ATTACHMENTS"}
+	groupHeadWide = []string{"TUNNEL"}
+)
+
+func (v *view) groupRow(g *intent.ProxyGroup, wide bool) []string {
+	n := len(v.served(g.ObjectName()))
+	return pick(wide, []string{g.ObjectName(), members(g), strconv.Itoa(n)}, []string{addrText(g.Tunnel())})
+}
+
+func members(g *intent.ProxyGroup) string {
+	var names []string
+	for _, m := range g.Spec.Members {
+		names = append(names, m.Node)
+	}
+	return strings.Join(names, ",")
+}
+
+// served returns the attachments that a group serves.
+func (v *view) served(group string) []*intent.Attachment {
+	var out []*intent.Attachment
+	for _, o := range v.attachments {
+		if at, ok := o.(*intent.Attachment); ok && at.Spec.Group == group {
+			out = append(out, at)
+		}
+	}
+	return out
+}
+
+func (v *view) describeGroup(g *intent.ProxyGroup) []byte {
+	var d description
+	d.field("Name", g.ObjectName())
+	d.field("Members", members(g))
+	d.field("Tunnel address", addrText(g.Tunnel()))
+	d.field("Revision", strconv.FormatInt(g.Metadata.Revision, 10))
+	rows := [][]string{attachmentHead}
+	for _, at := range v.served(g.ObjectName()) {
+		rows = append(rows, v.attachmentRow(at, false))
+	}
+	d.section("Attachments", rows)
+	return d.bytes()
+}
