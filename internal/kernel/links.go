@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
+	"regexp"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -136,13 +136,19 @@ func (c *conn) busAddress(link string) string {
 	if err != nil || info == nil {
 		return ""
 	}
-	address := unix.ByteSliceToString(info.Bus_info[:])
-	// domain:bus:device.function; other buses have other forms, or none.
-	if strings.Count(address, ":") != 2 || !strings.Contains(address, ".") {
+	return pciAddress(unix.ByteSliceToString(info.Bus_info[:]))
+}
+
+// pciAddress returns "" for what is not domain:bus:device.function: other buses have
+// other forms, or none.
+func pciAddress(bus string) string {
+	if !pciForm.MatchString(bus) {
 		return ""
 	}
-	return address
+	return bus
 }
+
+var pciForm = regexp.MustCompile(`^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
 
 func (h *handle) CreateGRE(ctx context.Context, name string, g GRE, mtu int) error {
 	what := fmt.Sprintf("create GRE device %s local %s", name, g.Local)

@@ -101,10 +101,13 @@ func parseRoute(body []byte, family uint8) (Route, bool, error) {
 		}
 		return r.parseAttribute(typ, v)
 	})
+	r.Dst = netip.PrefixFrom(dst, int(body[1]))
+	if err == nil && (!r.Dst.IsValid() || familyOf(dst) != family) {
+		err = errTruncated
+	}
 	if err != nil {
 		return Route{}, false, err
 	}
-	r.Dst = netip.PrefixFrom(dst, int(body[1]))
 	if r.Type != RouteUnicast {
 		r.Link = 0 // the kernel shows lo for an IPv6 route that refuses
 	}

@@ -62,23 +62,6 @@ func busyMachine(b *testing.B) (kernel.Handle, load) {
 	return h, newLoad(link.Index)
 }
 
-// parts times each sort alone, and all three.
-func parts(b *testing.B, neighbors, routes, rules func() error) {
-	for name, part := range map[string][]func() error{
-		"neighbors": {neighbors}, "routes": {routes}, "rules": {rules}, "all": {neighbors, routes, rules},
-	} {
-		b.Run(name, func(b *testing.B) {
-			for b.Loop() {
-				for _, f := range part {
-					if err := f(); err != nil {
-						b.Fatal(err)
-					}
-				}
-			}
-		})
-	}
-}
-
 // BenchmarkProgram writes to an empty kernel; removing is not in the time.
 func BenchmarkProgram(b *testing.B) {
 	h, l := busyMachine(b)
@@ -98,16 +81,6 @@ func BenchmarkProgram(b *testing.B) {
 	}
 }
 
-// BenchmarkAgain writes what is there already.
-func BenchmarkAgain(b *testing.B) {
-	h, l := busyMachine(b)
-	ctx := b.Context()
-	parts(b,
-		func() error { return errors.Join(h.ReplaceNeighbors(ctx, l.neighbors)...) },
-		func() error { return errors.Join(h.ReplaceRoutes(ctx, l.routes)...) },
-		func() error { return errors.Join(h.AddRules(ctx, l.rules)...) })
-}
-
 // BenchmarkList lists what a reconcile compares with.
 func BenchmarkList(b *testing.B) {
 	h, l := busyMachine(b)
@@ -118,8 +91,42 @@ func BenchmarkList(b *testing.B) {
 	if err := errors.Join(errs...); err != nil {
 		b.Fatal(err)
 	}
-	parts(b,
-		func() error { _, err := h.Neighbors(ctx); return err },
-		func() error { _, err := h.Routes(ctx, kernel.RouteFilter{Protocol: 176}); return err },
-		func() error { _, err := h.Rules(ctx); return err })
+	for b.Loop() {
+		neighbors, err1 := h.Neighbors(ctx)
+		routes, err2 := h.Routes(ctx, kernel.RouteFilter{Protocol: 176})
+		rules, err3 := h.Rules(ctx)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			b.Fatal(err)
+		}
+		if len(neighbors) != len(l.neighbors) || len(routes) != len(l.routes) || len(rules) < len(l.rules) {
+			b.Fatalf("listed %d neighbors, %d routes, %d rules", len(neighbors), len(routes), len(rules))
+		}
+	}
+}
+
+// BenchmarkNamespace makes a namespace, opens it and deletes it.
+func BenchmarkNamespace(b *testing.B) {
+	lab.Require(b)
+	host, ctx := newMachine(b), b.Context()
+	for b.Loop() {
+		err := host.CreateNamespace(ctx, "vpx-1")
+		_, err2 := host.In("vpx-1")
+		if err := errors.Join(err, err2, host.DeleteNamespace(ctx, "vpx-1")); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSysctl reads a parameter of another namespace.
+func BenchmarkSysctl(b *testing.B) {
+	lab.Require(b)
+	h, err := newMachine(b).In("")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := h.Sysctl(b.Context(), "net/ipv4/ip_forward"); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
