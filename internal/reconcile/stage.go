@@ -20,6 +20,14 @@ type Conflicter[K comparable, V any] interface {
 	Conflicts(k K, want V, have map[K]V) []K
 }
 
+// Scoped is implemented by a Kind that must know what is wanted to say what is
+// there: of kernel parameters, for example, only the wanted ones are looked at.
+type Scoped[K comparable, V any] interface {
+	// Want is called with the wanted objects before every List. The map
+	// does not change.
+	Want(want map[K]V)
+}
+
 // Option relates a stage to others. Stages are named by their Kind's Name.
 type Option func(*relations)
 
@@ -66,6 +74,7 @@ func NewStage[S any, K comparable, V any](kind Kind[K, V], want func(S) map[K]V,
 		t.b.stale = true
 		t.batch, _ = kind.(Batcher[K, V])
 		t.conflicts, _ = kind.(Conflicter[K, V])
+		t.scoped, _ = kind.(Scoped[K, V])
 		for _, o := range opts {
 			o(&t.b.relations)
 		}

@@ -20,6 +20,7 @@ type typed[S any, K comparable, V any] struct {
 	kind      Kind[K, V]
 	batch     Batcher[K, V]    // nil if the Kind has none
 	conflicts Conflicter[K, V] // nil if the Kind has none
+	scoped    Scoped[K, V]     // nil if the Kind lists all
 	sel       func(S) map[K]V
 	group     func(K, V) string
 	equal     func(a, b V) bool
@@ -57,7 +58,7 @@ func (t *typed[S, K, V]) desire(s S) {
 func (t *typed[S, K, V]) list(ctx context.Context, p *pass) error {
 	var have map[K]V
 	err := p.step(ctx, func(ctx context.Context) (err error) {
-		have, err = t.kind.List(ctx)
+		have, err = t.look(ctx, t.want)
 		return err
 	})
 	if err != nil {
@@ -76,6 +77,14 @@ func (t *typed[S, K, V]) list(ctx context.Context, p *pass) error {
 		}
 	}
 	return nil
+}
+
+// look lists what is there, for a Kind that needs it with regard to want.
+func (t *typed[S, K, V]) look(ctx context.Context, want map[K]V) (map[K]V, error) {
+	if t.scoped != nil {
+		t.scoped.Want(want)
+	}
+	return t.kind.List(ctx)
 }
 
 // review compares what was pending with a new list: what is as it should be has

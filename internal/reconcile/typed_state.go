@@ -119,7 +119,7 @@ func (t *typed[S, K, V]) pendingErrors(limit int) []error {
 
 func (t *typed[S, K, V]) plan(ctx context.Context, s S) (first, makes, breaks []Change, err error) {
 	want := t.sel(s)
-	have, err := t.kind.List(ctx)
+	have, err := t.look(ctx, want)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("list %s: %w", t.b.name, err)
 	}

@@ -388,6 +388,42 @@ func TestStepsAreBounded(t *testing.T) {
 	})
 }
 
+// scoped is a kind that sees only what is wanted.
+type scoped struct {
+	toy
+	want map[string]string
+}
+
+func (s *scoped) Want(want map[string]string) { s.want = want }
+
+func (s *scoped) List(ctx context.Context) (map[string]string, error) {
+	all, err := s.toy.List(ctx)
+	for k := range all {
+		if _, ok := s.want[k]; !ok {
+			delete(all, k)
+		}
+	}
+	return all, err
+}
+
+func TestScopedKindIsToldWhatIsWanted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld()
+		w.objs["guards"] = map[string]string{"a": "1", "foreign": "1"}
+		l := w.start(t, func(c *Config[state]) { c.Stages = []Stage[state]{w.stage(&scoped{toy: toy{w, "guards"}})} })
+		converge(t, l, state{"guards": {"a": "2", "b": "2"}})
+		w.set("guards", "a", "drift")
+		if plan, err := l.Plan(t.Context()); err != nil || len(plan) != 1 || plan[0].Op != Repair {
+			t.Errorf("plan: %v, %v", plan, err)
+		}
+		converge(t, l, state{"guards": {"b": "2"}})
+		want := []string{"upsert guards a", "upsert guards b"}
+		if got := w.writes(0); !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
 // short is a batcher that breaks its promise.
 type short struct{ batchToy }
 
