@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"sync"
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
@@ -26,6 +27,10 @@ type Backend struct {
 	other *variant // nil if it is not installed
 	now   func() time.Time
 	pace  pace
+	seen  seen
+
+	mu     sync.Mutex
+	busyAt time.Time // when the lock was last waited for in vain
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -48,29 +53,6 @@ func New(ctx context.Context, host Host, mode Mode, log *slog.Logger) (*Backend,
 // Mode returns the variant in use: NFT or Legacy.
 func (b *Backend) Mode() Mode { return b.inUse.mode }
 
-// view is what one family's tables hold, in both variants.
-type view struct {
-	absent bool // the kernel has no such family here
-	inUse  []table
-	other  []table
-}
-
-// look reads one family on the calling thread's namespace.
-func (b *Backend) look(ctx context.Context, f nat.Family, counters bool) (view, error) {
-	if f == nat.IPv6 && !hasIPv6() {
-		return view{absent: true}, nil
-	}
-	var v view
-	var err error
-	if v.inUse, err = b.inUse.dump(ctx, f, counters); err != nil {
-		return v, err
-	}
-	if b.other != nil {
-		v.other, err = b.other.dump(ctx, f, counters)
-	}
-	return v, err
-}
-
 // in runs f in a namespace and names it in its error.
 func (b *Backend) in(ctx context.Context, netns, what string, f func() error) error {
 	if err := b.host.Run(ctx, netns, f); err != nil {
@@ -84,55 +66,6 @@ func (b *Backend) in(ctx context.Context, netns, what string, f func() error) er
 
 var families = []nat.Family{nat.IPv4, nat.IPv6}
 
-// Read returns what chains of ours hold in a namespace, in both variants. A
-// jump that others have shadowed is a fault only when it may be moved again.
-func (b *Backend) Read(ctx context.Context, netns string) (nat.RuleSet, error) {
-	s := nat.RuleSet{Rules: map[nat.Key][]nat.Rule{}, Faults: map[nat.Key]string{}}
-	err := b.in(ctx, netns, "read rules", func() error {
-		for _, f := range families {
-			v, err := b.look(ctx, f, false)
-			if err != nil {
-				return err
-			}
-			s.NoIPv6 = s.NoIPv6 || v.absent
-			b.describe(&s, netns, f, v)
-		}
-		return nil
-	})
-	if err != nil {
-		return nat.RuleSet{}, err
-	}
-	return s, nil
-}
-
-func (b *Backend) describe(s *nat.RuleSet, netns string, f nat.Family, v view) {
-	for i := range v.inUse {
-		t := &v.inUse[i]
-		for _, name := range t.chains {
-			c := nat.Chain(name)
-			switch {
-			case !ours(name):
-				continue
-			case c.Place().Table != t.name:
-				s.Strays = append(s.Strays, fmt.Sprintf("%s chain %s of table %s", f, name, t.name))
-				continue
-			}
-			k := nat.Key{Family: f, Chain: c}
-			s.Rules[k] = chainRules(t, c)
-			if fault := findFault(t, c); fault.text != "" && (fault.shadow == "" || b.pace.due(seat{netns, k}, b.now())) {
-				s.Faults[k] = fault.text
-			}
-		}
-	}
-	for i := range v.other {
-		for _, name := range v.other[i].chains {
-			if ours(name) {
-				s.Strays = append(s.Strays, fmt.Sprintf("%s chain %s of table %s in iptables-%s", f, name, v.other[i].name, b.other.mode))
-			}
-		}
-	}
-}
-
 // Write brings the tables of a namespace to what want says; an empty want
 // removes all of ours. IPv4 and IPv6 are written independently of each other.
 func (b *Backend) Write(ctx context.Context, netns string, want nat.RuleSet) error {
@@ -142,7 +75,11 @@ func (b *Backend) Write(ctx context.Context, netns string, want nat.RuleSet) err
 	err := b.in(ctx, netns, "write rules", func() error {
 		var errs []error
 		for _, f := range families {
-			errs = append(errs, b.writeFamily(ctx, netns, f, want))
+			err := b.writeFamily(ctx, netns, f, want)
+			errs = append(errs, err)
+			if errors.Is(err, ErrBusy) || ctx.Err() != nil {
+				break // the other family would fail likewise
+			}
 		}
 		return errors.Join(errs...)
 	})
@@ -153,7 +90,7 @@ func (b *Backend) Write(ctx context.Context, netns string, want nat.RuleSet) err
 }
 
 func (b *Backend) writeFamily(ctx context.Context, netns string, f nat.Family, want nat.RuleSet) error {
-	v, err := b.look(ctx, f, false)
+	v, err := b.look(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -178,7 +115,7 @@ func (b *Backend) writeFamily(ctx context.Context, netns string, f nat.Family, w
 		moved[k] = shadow
 		return true
 	})
-	if err := b.inUse.commit(ctx, f, text); err != nil {
+	if err := b.commit(ctx, &b.inUse, f, text); err != nil {
 		return err
 	}
 	for k, shadow := range moved {
@@ -188,7 +125,30 @@ func (b *Backend) writeFamily(ctx context.Context, netns string, f nat.Family, w
 		return nil
 	}
 	// Last, so that there are never no rules at all.
-	return b.other.commit(ctx, f, script(v.other, nil, nil))
+	return b.commit(ctx, b.other, f, script(v.other, nil, nil))
+}
+
+// commit runs transactions, if there are any.
+func (b *Backend) commit(ctx context.Context, v *variant, f nat.Family, script string) error {
+	if script == "" {
+		return nil
+	}
+	if v.mode == Legacy && b.lockWasBusy() {
+		return ErrBusy
+	}
+	err := v.commit(ctx, f, script)
+	if errors.Is(err, ErrBusy) {
+		b.mu.Lock()
+		b.busyAt = b.now()
+		b.mu.Unlock()
+	}
+	return err
+}
+
+func (b *Backend) lockWasBusy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.now().Sub(b.busyAt) < lockPause
 }
 
 func (b *Backend) noteMove(s seat, shadow string) {

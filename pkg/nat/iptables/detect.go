@@ -49,13 +49,6 @@ func (v *variant) dump(ctx context.Context, f nat.Family, counters bool) ([]tabl
 	return v.programs[f].dump(ctx, counters)
 }
 
-func (v *variant) commit(ctx context.Context, f nat.Family, script string) error {
-	if script == "" {
-		return nil
-	}
-	return v.programs[f].commit(ctx, script)
-}
-
 // detect returns the variant to use and the other one, if it is installed.
 func detect(ctx context.Context, mode Mode) (variant, *variant, error) {
 	if !slices.Contains([]Mode{Auto, NFT, Legacy}, mode) {

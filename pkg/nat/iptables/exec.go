@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
 )
 
 // ErrBusy says that another program held the xtables lock for too long.
@@ -17,6 +19,9 @@ var ErrBusy = errors.New("iptables: /run/xtables.lock is held by another program
 const (
 	// lockWait is how long iptables waits for the xtables lock.
 	lockWait = 5 * time.Second
+	// lockPause is how long after waiting in vain nobody waits again: a
+	// caller with many namespaces must not wait for each.
+	lockPause = time.Second
 	// runLimit ends a program that hangs; larger than any time seen for
 	// 50,000 rules, including lockWait.
 	runLimit = time.Minute
@@ -40,11 +45,10 @@ func run(ctx context.Context, stdin, path string, args ...string) ([]byte, error
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == exitResource {
-		err = fmt.Errorf("%w: %w", ErrBusy, err)
+	if text := strings.TrimSpace(stderr.String()); text != "" {
+		err = fmt.Errorf("%w: %s", err, text)
 	}
-	return nil, fmt.Errorf("%s: %w: %s", cmd, err, strings.TrimSpace(stderr.String()))
+	return nil, fmt.Errorf("%s: %w", cmd, err)
 }
 
 func (p programs) dump(ctx context.Context, counters bool) ([]table, error) {
@@ -63,7 +67,12 @@ func (p programs) dump(ctx context.Context, counters bool) ([]table, error) {
 	return ts, nil
 }
 
-func (p programs) commit(ctx context.Context, script string) error {
-	_, err := run(ctx, script, p.restore, "--noflush", "-w", strconv.Itoa(int(lockWait.Seconds())))
+// commit runs transactions.
+func (v *variant) commit(ctx context.Context, f nat.Family, script string) error {
+	_, err := run(ctx, script, v.programs[f].restore, "--noflush", "-w", strconv.Itoa(int(lockWait.Seconds())))
+	var exit *exec.ExitError
+	if v.mode == Legacy && errors.As(err, &exit) && exit.ExitCode() == exitResource {
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	}
 	return err
 }

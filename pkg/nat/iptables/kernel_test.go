@@ -3,20 +3,14 @@ package iptables
 import (
 	"fmt"
 	"log/slog"
-	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/nattest"
+	"github.com/vpcproxy/vpcproxy/test/lab"
 )
-
-func require(t *testing.T) {
-	if os.Getenv("VPCPROXY_LAB_KERNEL") == "" {
-		t.Skip("lab")
-	}
-}
 
 func newHost(t *testing.T) kernel.Host {
 	t.Helper()
@@ -42,7 +36,7 @@ func shell(t *testing.T, script string) string {
 }
 
 func TestContract(t *testing.T) {
-	require(t)
+	lab.Require(t, lab.IPTablesNFT, lab.IPTablesLegacy, lab.Conntrack)
 	host := newHost(t)
 	for _, m := range []Mode{NFT, Legacy} {
 		t.Run(string(m), func(t *testing.T) {

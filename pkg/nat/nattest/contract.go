@@ -64,6 +64,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"reads back what it wrote", readsBack},
 		{"changes nothing twice", changesNothingTwice},
+		{"is a kind", isKind},
 		{"refuses what it cannot write", refuses},
 		{"leaves foreign rules alone", leavesForeign},
 		{"finds and repairs faults", repairs},
@@ -139,6 +140,44 @@ func readsBack(t *testing.T, h Harness, b nat.Backend) {
 				wantDiff(t, b, old, "*")
 			}
 		}
+	}
+}
+
+// isKind goes through the life of an object as the engine would.
+func isKind(t *testing.T, h Harness, b nat.Backend) {
+	ctx := t.Context()
+	k := nat.NewKind(b, func(context.Context) ([]string, error) { return []string{pod.name, Netns}, nil })
+	want := nat.RenderAll(map[desired.NATKey]desired.NAT{{Netns: Netns}: Samples()["function host"]})
+	list := func() map[desired.NATKey]nat.RuleSet {
+		t.Helper()
+		have, err := k.List(ctx)
+		if err != nil {
+			t.Fatalf("List: %v", err)
+		}
+		return have
+	}
+	if have := list(); len(have) != 0 {
+		t.Fatalf("List = %v before anything was written", have)
+	}
+	for key, w := range want {
+		if err := k.Upsert(ctx, key, w); err != nil {
+			t.Fatalf("Upsert: %v", err)
+		}
+		have := list()
+		if d := k.Diff(w, have[key]); d != "" || len(have) != 1 {
+			t.Errorf("List = %v, Diff = %q after Upsert", have, d)
+		}
+		for range 2 {
+			if err := k.Delete(ctx, key, have[key]); err != nil {
+				t.Fatalf("Delete: %v", err)
+			}
+		}
+	}
+	if have := list(); len(have) != 0 {
+		t.Errorf("List = %v after Delete", have)
+	}
+	if err := k.Delete(ctx, desired.NATKey{Netns: "vpx-none"}, nat.RuleSet{}); err != nil {
+		t.Errorf("Delete in a namespace that does not exist: %v; its rules are gone with it", err)
 	}
 }
 

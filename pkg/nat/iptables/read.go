@@ -1,0 +1,153 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+)
+
+// view is what one family's tables hold, in both variants.
+type view struct {
+	absent bool // the kernel has no such family here
+	inUse  []table
+	other  []table
+}
+
+// look reads one family on the calling thread's namespace.
+func (b *Backend) look(ctx context.Context, f nat.Family) (view, error) {
+	if f == nat.IPv6 && !hasIPv6() {
+		return view{absent: true}, nil
+	}
+	var v view
+	var err error
+	if v.inUse, err = b.inUse.dump(ctx, f, false); err != nil {
+		return v, err
+	}
+	if b.other != nil {
+		v.other, err = b.other.dump(ctx, f, false)
+	}
+	return v, err
+}
+
+// finding is what of ours is in a namespace, in both variants.
+type finding struct {
+	rules  map[nat.Key][]nat.Rule
+	faults map[nat.Key]fault
+	strays []string
+	noIPv6 bool
+}
+
+// Read returns what chains of ours hold in a namespace, in both variants. A
+// jump that others have shadowed is a fault only when it may be moved again.
+func (b *Backend) Read(ctx context.Context, netns string) (nat.RuleSet, error) {
+	var f finding
+	err := b.in(ctx, netns, "read rules", func() (err error) {
+		f, err = b.find(ctx, netns)
+		return err
+	})
+	if err != nil {
+		b.seen.forget(netns)
+		return nat.RuleSet{}, err
+	}
+	s := nat.RuleSet{Rules: maps.Clone(f.rules), Faults: map[nat.Key]string{}, Strays: slices.Clone(f.strays), NoIPv6: f.noIPv6}
+	for k, fault := range f.faults {
+		if fault.shadow == "" || b.pace.due(seat{netns, k}, b.now()) {
+			s.Faults[k] = fault.text
+		}
+	}
+	return s, nil
+}
+
+// find reads the calling thread's namespace, or remembers what it found if the
+// kernel says that the rules are the same as then.
+func (b *Backend) find(ctx context.Context, netns string) (finding, error) {
+	if err := ctx.Err(); err != nil {
+		return finding{}, err
+	}
+	// Taken first: a change after it makes the next stamp differ.
+	now, stampErr := takeStamp()
+	if stampErr == nil {
+		if f, ok := b.seen.get(netns, now); ok {
+			return f, nil
+		}
+	}
+	f := finding{rules: map[nat.Key][]nat.Rule{}, faults: map[nat.Key]fault{}}
+	for _, family := range families {
+		v, err := b.look(ctx, family)
+		if err != nil {
+			return f, err
+		}
+		f.noIPv6 = f.noIPv6 || v.absent
+		f.add(family, v)
+	}
+	if stampErr == nil {
+		b.seen.put(netns, now, f)
+	}
+	return f, nil
+}
+
+// add notes what one family's tables hold.
+func (f *finding) add(family nat.Family, v view) {
+	for i := range v.inUse {
+		t := &v.inUse[i]
+		for _, name := range t.chains {
+			c := nat.Chain(name)
+			switch {
+			case !ours(name):
+			case c.Place().Table != t.name:
+				f.strays = append(f.strays, fmt.Sprintf("%s chain %s of table %s", family, name, t.name))
+			default:
+				k := nat.Key{Family: family, Chain: c}
+				f.rules[k] = chainRules(t, c)
+				if fault := findFault(t, c); fault.text != "" {
+					f.faults[k] = fault
+				}
+			}
+		}
+	}
+	for _, t := range v.other {
+		for _, name := range t.chains {
+			if ours(name) {
+				f.strays = append(f.strays, fmt.Sprintf("%s chain %s of table %s in the variant of iptables that is not in use", family, name, t.name))
+			}
+		}
+	}
+}
+
+// seen remembers the last finding of each namespace. It is safe for concurrent
+// use.
+type seen struct {
+	mu sync.Mutex
+	by map[string]stamped
+}
+
+type stamped struct {
+	stamp stamp
+	finding
+}
+
+func (s *seen) get(netns string, now stamp) (finding, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, ok := s.by[netns]
+	return last.finding, ok && last.stamp == now
+}
+
+func (s *seen) put(netns string, now stamp, f finding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.by == nil {
+		s.by = map[string]stamped{}
+	}
+	s.by[netns] = stamped{now, f}
+}
+
+func (s *seen) forget(netns string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.by, netns)
+}
