@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/nft"
+	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
+	"github.com/vpcproxy/vpcproxy/pkg/nat/iptables"
+	"github.com/vpcproxy/vpcproxy/pkg/route"
+	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
+)
+
+// KindsOptions describes the machine that NewKinds is for.
+type KindsOptions struct {
+	Host           kernel.Host
+	StateDirectory string // for what must survive a crash between two steps
+	IPTables       string // auto, nft or legacy
+	Log            *slog.Logger
+}
+
+// NewKinds returns the kinds for a machine's real kernel.
+func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
+	own := func(ctx context.Context) ([]string, error) {
+		names, err := ownNamespaces(ctx, o.Host)
+		return append([]string{""}, names...), err
+	}
+	rules, err := iptables.New(ctx, o.Host, iptables.Mode(o.IPTables), o.Log)
+	if err != nil {
+		return Kinds{}, err
+	}
+	tables := nft.New(o.Log, nft.Options{})
+	k := Kinds{
+		Namespaces: tunnel.NewNamespaces(o.Host),
+		NAT:        nat.NewKind(rules, own),
+		Peers:      tunnel.NewPeers(tables, o.Host),
+		Links:      tunnel.NewLinks(o.Host),
+		ENIs:       tunnel.NewENIs(o.Host, filepath.Join(o.StateDirectory, "eni"), o.Log),
+		Egress:     nat.NewEgressGuards(o.Host),
+		Addresses:  tunnel.NewAddresses(o.Host),
+		Neighbors:  tunnel.NewNeighbors(o.Host),
+		Sysctls:    route.NewSysctls(o.Host),
+		Routes:     route.NewRoutes(o.Host),
+		Rules:      route.NewRules(o.Host),
+		Steers:     route.NewSteers(tables, o.Host),
+	}
+	if rules.Mode() == iptables.Legacy {
+		k.NATDrifted = (&legacyWatch{rules: rules, namespaces: own}).drifted
+	}
+	return k, nil
+}
+
+// legacyWatch finds changes of iptables-legacy tables, for which the kernel
+// has no event.
+type legacyWatch struct {
+	rules      *iptables.Backend
+	namespaces func(context.Context) ([]string, error)
+
+	mu   sync.Mutex
+	last map[string]uint64
+}
+
+func (w *legacyWatch) drifted(ctx context.Context) bool {
+	names, err := w.namespaces(ctx)
+	if err != nil {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := make(map[string]uint64, len(names))
+	drifted := len(names) != len(w.last)
+	for _, n := range names {
+		f, err := w.rules.Fingerprint(ctx, n)
+		if err != nil {
+			drifted = true
+			continue
+		}
+		now[n] = f
+		drifted = drifted || w.last[n] != f
+	}
+	w.last = now
+	return drifted
+}
+
+// Cleanup removes everything of ours from a machine's kernel, gives ENIs back,
+// and reports on out. It may run any number of times, but not beside an agent,
+// which would put everything back.
+func Cleanup(ctx context.Context, o KindsOptions, out io.Writer) error {
+	kinds, err := NewKinds(ctx, o)
+	if err != nil {
+		return err
+	}
+	loop, err := reconcile.New(reconcile.Config[desired.State]{Stages: kinds.stages(), Log: o.Log})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = loop.Run(ctx) })
+	loop.SetDesired(desired.New())
+	removed := 0
+	for range cleanupPasses {
+		pass, err := loop.Resync(ctx)
+		if err != nil {
+			return err
+		}
+		for _, k := range pass.Kinds {
+			if k.Deleted > 0 {
+				removed += k.Deleted
+				if _, err := fmt.Fprintf(out, "removed %d %s\n", k.Deleted, k.Name); err != nil {
+					return err
+				}
+			}
+		}
+		if pass.Converged {
+			if removed == 0 {
+				_, err = fmt.Fprintln(out, "nothing of vpcproxy is left in this machine's kernel")
+			}
+			return err
+		}
+		if pass.Err != nil && pass.Writes() == 0 {
+			return fmt.Errorf("not everything could be removed: %w", pass.Err)
+		}
+	}
+	return errors.New("not everything could be removed: run it again, and see `vpcproxyctl status` for what comes back")
+}
+
+// cleanupPasses bounds the attempts: a namespace's links go only some time
+// after it.
+const cleanupPasses = 20
