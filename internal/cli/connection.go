@@ -18,6 +18,8 @@ const (
 	// kernelTimeout bounds a call that lists or repairs a node's kernel
 	// state, which may be thousands of objects.
 	kernelTimeout = 2 * time.Minute
+	// askTimeout bounds a call whose answer is good to have.
+	askTimeout = 2 * time.Second
 )
 
 // control returns a client of the controller.

@@ -69,6 +69,9 @@ func (a *app) cleanupCommand() *cobra.Command {
 			"stays. Stop vpcproxyd first, or it makes them again. It may run twice.",
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := a.refuseBesideAgent(c); err != nil {
+				return err
+			}
 			if !yes {
 				if err := a.confirm("Traffic of all attachments on this machine ends. Remove everything?"); err != nil {
 					return err
@@ -81,6 +84,21 @@ func (a *app) cleanupCommand() *cobra.Command {
 		"state `directory` of vpcproxyd, which says what interfaces brought; environment "+stateEnv)
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return c
+}
+
+// refuseBesideAgent keeps cleanup from a race that it cannot win.
+func (a *app) refuseBesideAgent(c *cobra.Command) error {
+	client, err := a.node()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := timeout(c, askTimeout)
+	defer cancel()
+	if _, err = client.NodeStatus(ctx, connect.NewRequest(&apiv1.NodeStatusRequest{})); unavailable(err) {
+		return nil
+	}
+	return &exitError{codeConflict, fmt.Errorf(
+		"vpcproxyd runs on this machine (%s) and would make everything again; stop it first, as with `systemctl stop vpcproxyd`", a.nodeSocket)}
 }
 
 // confirm asks a question that only "yes" answers. Who is not at a terminal

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -78,16 +77,13 @@ func (a *app) get(ctx context.Context, c vpcproxyv1alpha1connect.ControlServiceC
 	return fromStruct(resp.Msg.GetObject())
 }
 
-// completionTimeout keeps the tab key from hanging.
-const completionTimeout = 2 * time.Second
-
 // completeNames completes the names of objects of one kind.
 func (a *app) completeNames(k intent.Kind) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		ctx, cancel := context.WithTimeout(c.Context(), completionTimeout)
+		ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
 		defer cancel()
 		client, err := a.control()
 		if err != nil {

@@ -24,7 +24,7 @@ func (a *app) versionCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, cancel := timeout(c, completionTimeout)
+			ctx, cancel := timeout(c, askTimeout)
 			defer cancel()
 			resp, err := control.Status(ctx, connect.NewRequest(&apiv1.StatusRequest{}))
 			if err != nil {
