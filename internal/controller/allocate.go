@@ -11,10 +11,12 @@ import (
 // checkPool refuses ranges that tunnel addresses cannot come from.
 func checkPool(p netip.Prefix) error {
 	switch {
+	case !p.Addr().Is4():
+		return fmt.Errorf("pool %s is not IPv4, as the destinations of attachments are", p)
 	case p != p.Masked():
 		return fmt.Errorf("pool %s has host bits set; did you mean %s?", p, p.Masked())
-	case p.Addr().BitLen()-p.Bits() < 2:
-		return fmt.Errorf("pool %s is too small; want at least a /%d", p, p.Addr().BitLen()-2)
+	case p.Bits() > 30:
+		return fmt.Errorf("pool %s is too small; want at least a /30", p)
 	case p.Bits() == 0 || p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast():
 		return fmt.Errorf("pool %s is not a range of unicast addresses; want one such as %s", p, intent.DefaultPool)
 	}
@@ -82,9 +84,7 @@ func allocateAddress(set *intent.Set, o intent.Object, into *netip.Addr) error {
 		taken[g.Tunnel()] = true
 	}
 	pool := set.Pool
-	last := broadcast(pool)
-	// The first address is the network's (RFC 4291 section 2.6.1 for IPv6),
-	// the last of IPv4 is the broadcast address.
+	last := broadcast(pool) // and the first address is the network's
 	for a := pool.Addr().Next(); pool.Contains(a) && a != last; a = a.Next() {
 		if taken[a] || destination(set, a) {
 			continue
@@ -100,9 +100,6 @@ func allocateAddress(set *intent.Set, o intent.Object, into *netip.Addr) error {
 
 // broadcast returns the last address of an IPv4 range.
 func broadcast(p netip.Prefix) netip.Addr {
-	if !p.Addr().Is4() {
-		return netip.Addr{}
-	}
 	b := p.Addr().As4()
 	for i := p.Bits(); i < 32; i++ {
 		b[i/8] |= 0x80 >> (i % 8)

@@ -242,8 +242,13 @@ func (s *Set) checkTunnelAddress(p *problems, self Object, a netip.Addr) {
 	if !a.IsValid() {
 		return
 	}
-	if owner := s.TunnelAddressOwner(a); owner != nil && (owner.ObjectKind() != self.ObjectKind() || owner.ObjectName() != self.ObjectName()) {
-		p.add(Conflict, "spec.tunnelAddress", "%s is the tunnel address of %s %s", a, owner.ObjectKind(), owner.ObjectName())
+	for _, kind := range []Kind{KindNode, KindProxyGroup} {
+		for _, o := range s.List(kind) {
+			itself := kind == self.ObjectKind() && o.ObjectName() == self.ObjectName()
+			if tunnelOf(o) == a && !itself {
+				p.add(Conflict, "spec.tunnelAddress", "%s is the tunnel address of %s %s", a, kind, o.ObjectName())
+			}
+		}
 	}
 	for _, at := range s.Attachments {
 		for _, c := range at.Spec.CIDRs {
@@ -252,20 +257,4 @@ func (s *Set) checkTunnelAddress(p *problems, self Object, a netip.Addr) {
 			}
 		}
 	}
-}
-
-// TunnelAddressOwner returns the node or group that has a tunnel address, or
-// nil.
-func (s *Set) TunnelAddressOwner(a netip.Addr) Object {
-	for _, n := range s.Nodes {
-		if n.Tunnel() == a {
-			return n
-		}
-	}
-	for _, g := range s.Groups {
-		if g.Tunnel() == a {
-			return g
-		}
-	}
-	return nil
 }
