@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/vpcproxy/vpcproxy/internal/api/transport"
 )
 
 // Deps is what commands need of the outside.
@@ -43,6 +45,7 @@ type app struct {
 	// started is set once the command line has been accepted: errors before
 	// that are usage errors.
 	started bool
+	clients []transport.Client
 }
 
 const rootLong = `vpcproxyctl makes user VPCs reachable from functions, and shows how that goes.
@@ -69,6 +72,7 @@ func New(d Deps) *cobra.Command {
 // exit code. Errors are written to d.Err.
 func Run(ctx context.Context, d Deps, args []string) int {
 	root, a := build(d)
+	defer a.disconnect()
 	root.SetArgs(args)
 	c, err := root.ExecuteContextC(ctx)
 	if err == nil {

@@ -38,6 +38,7 @@ func (a *app) control() (vpcproxyv1alpha1connect.ControlServiceClient, error) {
 	if err != nil {
 		return nil, usagef("--controller: %w", err)
 	}
+	a.clients = append(a.clients, c)
 	return vpcproxyv1alpha1connect.NewControlServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), nil
 }
 
@@ -60,12 +61,20 @@ func (a *app) node() (vpcproxyv1alpha1connect.NodeServiceClient, error) {
 	if err != nil {
 		return nil, usagef("--node-socket: %w", err)
 	}
+	a.clients = append(a.clients, c)
 	return vpcproxyv1alpha1connect.NewNodeServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), nil
 }
 
 // nodeError is callError for calls to the node agent.
 func (a *app) nodeError(err error) error {
 	return callError("the node agent at "+a.nodeSocket+" (--node-socket)", err)
+}
+
+// disconnect lets servers that are being stopped know that nobody asks on.
+func (a *app) disconnect() {
+	for _, c := range a.clients {
+		c.HTTP.CloseIdleConnections()
+	}
 }
 
 func timeout(c *cobra.Command, d time.Duration) (context.Context, context.CancelFunc) {

@@ -57,7 +57,8 @@ func (a *app) await(ctx context.Context, client watcher, want awaited, limit tim
 			return p.last, nil
 		}
 		switch {
-		case errors.Is(context.Cause(ctx), errNotConverged):
+		// The controller knows the deadline too, and may be first to act on it.
+		case errors.Is(context.Cause(ctx), errNotConverged), connect.CodeOf(err) == connect.CodeDeadlineExceeded:
 			return nil, p.timedOut(limit)
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("interrupted; what was asked for stays wanted: %w", ctx.Err())
