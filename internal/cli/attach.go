@@ -122,7 +122,7 @@ func (a *app) attach(c *cobra.Command, f *attachFlags, out *format) error {
 		Objects: []*structpb.Struct{object}, DryRun: f.dryRun, CreateOnly: true,
 	}))
 	if err != nil {
-		return a.attachError(err)
+		return a.attachError(want.ObjectName(), err)
 	}
 	if n := len(resp.Msg.GetResults()); n != 1 {
 		return fmt.Errorf("the controller answered with %d results for one object; its release is another one", n)
@@ -191,14 +191,18 @@ var flagOf = map[string]string{
 }
 
 // attachError puts flags where the controller names fields.
-func (a *app) attachError(err error) error {
+func (a *app) attachError(name string, err error) error {
 	problems := fieldProblems(err)
 	if len(problems) == 0 {
 		return a.controlError(err)
 	}
 	var out []error
 	for _, p := range problems {
-		if flag, ok := flagOf[topField(p.Field)]; ok {
+		flag, ok := flagOf[topField(p.Field)]
+		if flag == "--name" { // it may not have been given, but derived
+			flag += " " + name
+		}
+		if ok {
 			out = append(out, fmt.Errorf("%s: %s", flag, p.Problem))
 			continue
 		}

@@ -72,11 +72,11 @@ func TestAttachWaitTimesOut(t *testing.T) {
 	away := working("")
 	away.Nodes[1].Ready, away.Nodes[1].Connected = false, false
 	b.control.watch = states(away)
-	code, _, stderr := b.run(strings.Fields(attachOrders + " --wait --timeout 200ms")...)
+	code, _, stderr := b.run(strings.Fields(attachOrders + " --wait --timeout 1s")...)
 	if code != codeNotConverged {
 		t.Errorf("exit code %d, want %d", code, codeNotConverged)
 	}
-	want := `error: attachment acme-172-16-101-0-24 is not in place on 2 of 2 nodes after 200ms; the nodes keep at it, see ` +
+	want := `error: attachment acme-172-16-101-0-24 is not in place on 2 of 2 nodes after 1s; the nodes keep at it, see ` +
 		"`vpcproxyctl describe attachment acme-172-16-101-0-24`" + `
   host-a (function): working
   proxy-a (proxy): is not connected to the controller
@@ -158,7 +158,7 @@ func TestDetachWait(t *testing.T) {
 		t.Errorf("progress:\n%s", stderr)
 	}
 	b.control.watch = states(removing)
-	if code, _, stderr := b.run("detach", "orders", "--wait", "--timeout", "100ms"); code != codeNotConverged || !strings.Contains(stderr, "is not removed on 1 of 2 nodes") {
+	if code, _, stderr := b.run("detach", "orders", "--wait", "--timeout", "1s"); code != codeNotConverged || !strings.Contains(stderr, "is not removed on 1 of 2 nodes") {
 		t.Errorf("exit code %d:\n%s", code, stderr)
 	}
 }
