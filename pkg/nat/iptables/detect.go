@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func detect(ctx context.Context, mode Mode) (variant, *variant, error) {
 		return variant{}, nil, fmt.Errorf("install iptables 1.6.2 or later: %w", errors.Join(stdErr, nftErr, legacyErr))
 	}
 	if mode == Auto {
-		mode = choose(ctx, installed, std)
+		mode = choose(survey(ctx, installed), std)
 	}
 	var use, other *variant
 	for _, v := range installed {
@@ -83,41 +84,51 @@ func detect(ctx context.Context, mode Mode) (variant, *variant, error) {
 	return *use, other, nil
 }
 
-// choose decides between installed variants as Auto says.
-func choose(ctx context.Context, installed []*variant, std Mode) Mode {
-	if len(installed) == 1 {
-		return installed[0].mode
-	}
-	count := map[Mode]int{}
+// survey reads what each installed variant holds. One that cannot be read (the
+// kernel may lack it) holds nothing.
+func survey(ctx context.Context, installed []*variant) map[Mode][]table {
+	held := map[Mode][]table{}
 	for _, v := range installed {
+		held[v.mode] = nil
 		for _, f := range families {
-			tables, err := v.dump(ctx, f, false)
-			if err != nil {
-				continue // a variant that the kernel lacks holds nothing
+			if tables, err := v.dump(ctx, f, false); err == nil {
+				held[v.mode] = append(held[v.mode], tables...)
 			}
-			if hinted(tables) {
-				return v.mode
-			}
-			count[v.mode] += foreignRules(tables)
 		}
 	}
-	switch {
-	case count[NFT] > count[Legacy]:
-		return NFT
-	case count[Legacy] > count[NFT]:
-		return Legacy
-	case std != "":
-		return std
+	return held
+}
+
+// choose decides between installed variants as Auto says. std is "" if there is
+// no program "iptables".
+func choose(held map[Mode][]table, std Mode) Mode {
+	_, nft := held[NFT]
+	_, legacy := held[Legacy]
+	if !nft || !legacy {
+		return map[bool]Mode{true: NFT, false: Legacy}[nft]
 	}
-	return NFT
+	for _, m := range []Mode{NFT, Legacy} {
+		if hinted(held[m]) {
+			return m
+		}
+	}
+	switch n, l := foreignRules(held[NFT]), foreignRules(held[Legacy]); {
+	case n > l:
+		return NFT
+	case l > n:
+		return Legacy
+	}
+	return cmp.Or(std, NFT)
 }
 
 // hinted looks for kubelet's marks (KEP-3178).
 func hinted(tables []table) bool {
-	t := find(tables, "mangle")
-	return t.has("KUBE-IPTABLES-HINT") || t.has("KUBE-KUBELET-CANARY")
+	return slices.ContainsFunc(tables, func(t table) bool {
+		return t.name == "mangle" && (t.has("KUBE-IPTABLES-HINT") || t.has("KUBE-KUBELET-CANARY"))
+	})
 }
 
+// foreignRules counts the rules that are not ours.
 func foreignRules(tables []table) int {
 	n := 0
 	for _, t := range tables {

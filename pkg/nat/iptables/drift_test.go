@@ -20,7 +20,7 @@ import (
 const testNetns = "vpx-drift"
 
 // newNetns makes an empty namespace and a Backend.
-func newNetns(t *testing.T, m Mode) (kernel.Host, *Backend) {
+func newNetns(t *testing.T, m Mode) (kernel.Host, *Backend, func(script string) string) {
 	t.Helper()
 	lab.Require(t, lab.IPTablesNFT, lab.IPTablesLegacy)
 	h := newHost(t)
@@ -36,12 +36,21 @@ func newNetns(t *testing.T, m Mode) (kernel.Host, *Backend) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h, b
+	return h, b, func(script string) string {
+		t.Helper()
+		return sh(h)(t, testNetns, script)
+	}
 }
 
-func inside(t *testing.T, script string) string {
+// again makes the namespace anew.
+func again(t *testing.T, h kernel.Host) {
 	t.Helper()
-	return shell(t, "ip netns exec "+testNetns+" sh -ec '"+script+"'")
+	if err := h.DeleteNamespace(t.Context(), testNetns); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.CreateNamespace(t.Context(), testNetns); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func mustWrite(t *testing.T, b *Backend, want nat.RuleSet) {
@@ -61,7 +70,7 @@ func mustRead(t *testing.T, b *Backend) nat.RuleSet {
 }
 
 func TestFingerprint(t *testing.T) {
-	_, b := newNetns(t, Legacy)
+	_, b, inside := newNetns(t, Legacy)
 	sum := func() uint64 {
 		t.Helper()
 		n, err := b.Fingerprint(t.Context(), testNetns)
@@ -73,12 +82,12 @@ func TestFingerprint(t *testing.T) {
 	if n := sum(); n != 0 {
 		t.Errorf("fingerprint %d where there is no legacy table, want 0", n)
 	}
-	inside(t, "ip link set lo up; iptables-legacy -A OUTPUT -m limit --limit 1/s -j ACCEPT;"+
-		"iptables-legacy -A OUTPUT -m statistic --mode nth --every 2 --packet 0 -j ACCEPT;"+
+	inside("ip link set lo up; iptables-legacy -A OUTPUT -m limit --limit 1/s -j ACCEPT;" +
+		"iptables-legacy -A OUTPUT -m statistic --mode nth --every 2 --packet 0 -j ACCEPT;" +
 		"iptables-legacy -A OUTPUT -m hashlimit --hashlimit-upto 1/s --hashlimit-name x -j ACCEPT")
 	mustWrite(t, b, proxyNAT)
 	last := sum()
-	inside(t, "ping -c 3 -i 0.2 -q 127.0.0.1; ping -c 1 -q ::1")
+	inside("ping -c 3 -i 0.2 -q 127.0.0.1; ping -c 1 -q ::1")
 	if n := sum(); n != last {
 		t.Error("fingerprint changed with packets")
 	}
@@ -92,7 +101,7 @@ func TestFingerprint(t *testing.T) {
 		"ip6tables-legacy -D INPUT 1",
 		"iptables-legacy -t raw -A OUTPUT -j ACCEPT",
 	} {
-		inside(t, script)
+		inside(script)
 		n := sum()
 		if n == last {
 			t.Errorf("fingerprint is the same after %q", script)
@@ -103,9 +112,9 @@ func TestFingerprint(t *testing.T) {
 		last = n
 	}
 	// Too large to be read whole: its size still counts.
-	inside(t, `{ echo "*raw"; seq 7000 | sed "s/.*/-A OUTPUT -p tcp -m tcp --dport & -j ACCEPT/"; echo COMMIT; } | iptables-legacy-restore -w`)
+	inside(`{ echo "*raw"; seq 7000 | sed "s/.*/-A OUTPUT -p tcp -m tcp --dport & -j ACCEPT/"; echo COMMIT; } | iptables-legacy-restore -w`)
 	last = sum()
-	inside(t, "iptables-legacy -t raw -F")
+	inside("iptables-legacy -t raw -F")
 	if sum() == last {
 		t.Error("fingerprint is the same after a large table was flushed")
 	}
@@ -116,7 +125,7 @@ func TestFingerprint(t *testing.T) {
 func TestReadRemembers(t *testing.T) {
 	for _, m := range []Mode{NFT, Legacy} {
 		t.Run(string(m), func(t *testing.T) {
-			_, b := newNetns(t, m)
+			h, b, inside := newNetns(t, m)
 			mustWrite(t, b, proxyNAT)
 			if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
 				t.Fatal(d)
@@ -127,7 +136,7 @@ func TestReadRemembers(t *testing.T) {
 				t.Errorf("unchanged rules read differently: %s", d)
 			}
 			for _, other := range []Mode{NFT, Legacy} {
-				inside(t, fmt.Sprintf("iptables-%s -A OUTPUT -j ACCEPT", other))
+				inside(fmt.Sprintf("iptables-%s -A OUTPUT -j ACCEPT", other))
 				if _, err := b.Read(t.Context(), testNetns); err == nil {
 					t.Errorf("a change in %s went unnoticed", other)
 				}
@@ -137,7 +146,7 @@ func TestReadRemembers(t *testing.T) {
 			}
 			b.inUse.programs = programs
 			// The same name, another namespace.
-			shell(t, "ip netns del "+testNetns+"; ip netns add "+testNetns)
+			again(t, h)
 			if s := mustRead(t, b); !s.Empty() {
 				t.Errorf("a new namespace reads as %v", s)
 			}
@@ -146,49 +155,57 @@ func TestReadRemembers(t *testing.T) {
 }
 
 func TestReadCreatesNothing(t *testing.T) {
-	_, b := newNetns(t, NFT)
+	_, b, inside := newNetns(t, NFT)
 	mustRead(t, b)
-	if got := inside(t, "cat /proc/net/ip_tables_names /proc/net/ip6_tables_names; nft list ruleset"); got != "" {
+	if got := inside("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names; nft list ruleset"); got != "" {
 		t.Errorf("reading made tables, which every packet passes:\n%s", got)
 	}
 }
 
 // TestShadowedJumpIsMovedWithPauses is the policy of the package comment.
 func TestShadowedJumpIsMovedWithPauses(t *testing.T) {
-	_, b := newNetns(t, NFT)
+	_, b, inside := newNetns(t, NFT)
 	now := time.Now()
 	b.now = func() time.Time { return now }
-	var log strings.Builder
-	b.log = slog.New(slog.NewTextHandler(&log, nil))
 	mustWrite(t, b, proxyNAT)
-	for i, pause := range []time.Duration{1, 2, 4, 8} {
-		inside(t, "iptables-nft -I FORWARD -j ACCEPT")
-		if d := nat.Diff(proxyNAT, mustRead(t, b)); !strings.Contains(d, `VPCPROXY-FORWARD comes after "-j ACCEPT"`) {
-			t.Fatalf("move %d: Diff = %q, want the rule that shadows", i, d)
-		}
-		mustWrite(t, b, proxyNAT)
-		if got := inside(t, "iptables-nft -S FORWARD 1"); !strings.Contains(got, "VPCPROXY-FORWARD") {
-			t.Fatalf("move %d: first rule is %s", i, got)
-		}
-		inside(t, "iptables-nft -I FORWARD -j ACCEPT")
-		now = now.Add(pause*time.Second - 1)
-		if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
-			t.Fatalf("move %d: Diff = %q within the pause of %d s", i, d, pause)
-		}
-		before := inside(t, "iptables-nft-save | grep -v ^#")
-		mustWrite(t, b, proxyNAT)
-		if after := inside(t, "iptables-nft-save | grep -v ^#"); after != before {
-			t.Fatalf("move %d: wrote within the pause", i)
-		}
-		now = now.Add(1)
+	inside("iptables-nft -I FORWARD -j ACCEPT")
+	if d := nat.Diff(proxyNAT, mustRead(t, b)); !strings.Contains(d, `VPCPROXY-FORWARD comes after "-j ACCEPT"`) {
+		t.Fatalf("Diff = %q, want the rule that shadows", d)
 	}
-	if n := strings.Count(log.String(), "another program"); n != 1 {
-		t.Errorf("%d warnings, want one, with the fourth move:\n%s", n, log.String())
+	mustWrite(t, b, proxyNAT)
+	if got := inside("iptables-nft -S FORWARD 1"); !strings.Contains(got, "VPCPROXY-FORWARD") {
+		t.Fatalf("first rule is %s", got)
+	}
+
+	inside("iptables-nft -I FORWARD -j ACCEPT")
+	now = now.Add(firstPause - 1)
+	before, err := stampIn(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
+		t.Errorf("Diff = %q within the pause", d)
+	}
+	mustWrite(t, b, proxyNAT)
+	if after, err := stampIn(t, b); err != nil || after != before {
+		t.Errorf("wrote within the pause: %v, %v, before %v", after, err, before)
+	}
+	now = now.Add(1)
+	if d := nat.Diff(proxyNAT, mustRead(t, b)); d == "" {
+		t.Error("no difference after the pause")
 	}
 }
 
+func stampIn(t *testing.T, b *Backend) (s stamp, err error) {
+	err = b.in(t.Context(), testNetns, "", func() (err error) {
+		s, err = takeStamp()
+		return err
+	})
+	return s, err
+}
+
 func TestWriteReportsLock(t *testing.T) {
-	_, b := newNetns(t, Legacy)
+	_, b, _ := newNetns(t, Legacy)
 	f, err := os.OpenFile("/run/xtables.lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -216,16 +233,16 @@ func TestWriteReportsLock(t *testing.T) {
 }
 
 func TestReadRefusesTablesItCannotSee(t *testing.T) {
-	_, b := newNetns(t, NFT)
+	_, b, inside := newNetns(t, NFT)
 	mustWrite(t, b, proxyNAT)
-	inside(t, `nft add rule ip filter FORWARD ct state vmap "{ new : accept }"`)
+	inside(`nft 'add rule ip filter FORWARD ct state vmap { new : accept }'`)
 	if s, err := b.Read(t.Context(), testNetns); !errors.Is(err, errIncompatible) {
 		t.Errorf("Read = %v, %v; want %v: unknown is not none", s, err, errIncompatible)
 	}
 }
 
 func TestWritesRunConcurrently(t *testing.T) {
-	h, b := newNetns(t, Legacy)
+	h, b, _ := newNetns(t, Legacy)
 	const n = 4
 	errs := make(chan error, n)
 	for i := range n {

@@ -26,13 +26,20 @@ func newHost(t *testing.T) kernel.Host {
 	return h
 }
 
-func shell(t *testing.T, script string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s\nscript:\n%s", err, out, script)
+// sh returns a function that runs scripts of the shell in a namespace.
+func sh(h kernel.Host) func(t *testing.T, netns, script string) string {
+	return func(t *testing.T, netns, script string) string {
+		t.Helper()
+		var out []byte
+		err := h.Run(t.Context(), netns, func() (err error) {
+			out, err = exec.CommandContext(t.Context(), "sh", "-ec", script).CombinedOutput()
+			return err
+		})
+		if err != nil {
+			t.Fatalf("%v: %s\nscript:\n%s", err, out, script)
+		}
+		return string(out)
 	}
-	return string(out)
 }
 
 func TestContract(t *testing.T) {
@@ -48,7 +55,7 @@ func TestContract(t *testing.T) {
 			}
 			nattest.Run(t, nattest.Harness{
 				Host:  host,
-				Shell: shell,
+				Shell: sh(host),
 				New: func(t *testing.T) nat.Backend {
 					b, err := New(t.Context(), host, m, slog.New(slog.DiscardHandler))
 					if err != nil {
@@ -81,8 +88,8 @@ func TestContract(t *testing.T) {
 				},
 				Foreign: v4 + "-t nat -A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE;" +
 					v4 + "-N KUBE-FORWARD;" + v4 + "-A FORWARD -j KUBE-FORWARD;" + v4 + "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP;" +
-					v4 + "-t mangle -A PREROUTING -i eth9 -j MARK --set-mark 7;" + v6 + "-A INPUT -p tcp --dport 22 -j ACCEPT;" + v4 + "-P FORWARD DROP",
-				Dump: fmt.Sprintf("for p in iptables-%s-save ip6tables-%s-save; do for t in raw nat filter mangle; do $p -t $t | grep -v -e ^# -e VPCPROXY | cut -d[ -f1; done; done", m, m),
+					v4 + "-t mangle -A PREROUTING -i eth9 -j MARK --set-mark 7;" + v6 + "-A OUTPUT -p tcp --dport 22 -j ACCEPT;" + v4 + "-P FORWARD DROP",
+				Dump: fmt.Sprintf("for t in raw nat filter mangle; do iptables-%s-save -t $t; done | grep -v -e ^# -e VPCPROXY | cut -d[ -f1; ip6tables-%s -S OUTPUT", m, m),
 			})
 		})
 	}

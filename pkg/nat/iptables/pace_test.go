@@ -1,6 +1,8 @@
 package iptables
 
 import (
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,5 +43,19 @@ func TestPace(t *testing.T) {
 	p.forget("vpx-a")
 	if !p.due(s, now) {
 		t.Error("a namespace that was forgotten still waits")
+	}
+}
+
+func TestFightIsToldOnce(t *testing.T) {
+	var log strings.Builder
+	now := time.Unix(0, 0)
+	b := Backend{log: slog.New(slog.NewTextHandler(&log, nil)), now: func() time.Time { return now }}
+	s := seat{"vpx-a", nat.Key{Family: nat.IPv4, Chain: nat.Forward}}
+	for i, want := range []int{0, 0, 0, 1, 1, 1} {
+		b.noteMove(s, "-j ACCEPT")
+		if n := strings.Count(log.String(), "another program"); n != want {
+			t.Errorf("%d warnings after move %d, want %d:\n%s", n, i+1, want, log.String())
+		}
+		now = now.Add(time.Minute / 4)
 	}
 }

@@ -22,9 +22,8 @@ func functionHost(t *testing.T, h Harness, b nat.Backend) {
 
 	// The other side opens nothing, neither toward pods, nor this machine,
 	// nor another tunnel.
-	for _, at := range []node{{name: pod.name, v4: pod.v4}, {name: Netns, v4: peer1.gate4}, {name: peer2.name, v4: peer2.v4}} {
-		wantRefused(t, h.Host, peer1, serve(t, h.Host, at.name, at.v4))
-	}
+	wantRefused(t, h.Host, peer1, serve(t, h.Host, pod.name, pod.v4),
+		serve(t, h.Host, Netns, peer1.gate4), serve(t, h.Host, peer2.name, peer2.v4))
 	// A link that is not guarded is nobody's business.
 	wantSource(t, h.Host, pod, serve(t, h.Host, vpc.name, vpc.v4), pod.v4)
 	// There is no IPv6 translation toward tunnels, so IPv6 stays away.
@@ -52,18 +51,11 @@ func proxy(t *testing.T, h Harness, b nat.Backend) {
 		write(t, b, Samples()[name])
 		wantSource(t, h.Host, peer1, serve(t, h.Host, vpc.name, vpc.v4), source[0])
 		wantSource(t, h.Host, peer1, serve(t, h.Host, vpc.name, vpc.v6), source[1])
-		for _, at := range []struct {
-			netns string
-			addr  netip.Addr
-		}{
-			{peer1.name, peer1.v4}, {peer1.name, peer1.v6}, {pod.name, pod.v4},
-			{Netns, vpc.gate4}, {Netns, vpc.gate6}, {Netns, peer1.gate4},
-		} {
-			wantRefused(t, h.Host, vpc, serve(t, h.Host, at.netns, at.addr))
-		}
+		wantRefused(t, h.Host, vpc,
+			serve(t, h.Host, peer1.name, peer1.v4), serve(t, h.Host, peer1.name, peer1.v6), serve(t, h.Host, pod.name, pod.v4),
+			serve(t, h.Host, Netns, vpc.gate4), serve(t, h.Host, Netns, vpc.gate6), serve(t, h.Host, Netns, peer1.gate4))
 		// The tunnel's side reaches the ENI and nothing else.
-		wantRefused(t, h.Host, peer1, serve(t, h.Host, pod.name, pod.v4))
-		wantRefused(t, h.Host, peer1, serve(t, h.Host, Netns, peer1.gate4))
+		wantRefused(t, h.Host, peer1, serve(t, h.Host, pod.name, pod.v4), serve(t, h.Host, Netns, peer1.gate4))
 		remove(t, b)
 	}
 }
@@ -89,25 +81,21 @@ func inject(t *testing.T, h Host, from node, to netip.Addr) {
 // pathMTU narrows a link behind the machine under test. The ICMP error about
 // it comes from the guarded side, and without it a large segment never arrives.
 func pathMTU(t *testing.T, h Harness, b nat.Backend) {
-	write(t, b, Samples()["translation only"])
-	remove(t, b)
 	n := Samples()["proxy with HaVip"]
 	n.Clamp = nil // so that only the error can help
 	write(t, b, n)
-	h.Shell(t, `
-		ip netns add far
-		ip link add far0 netns vpc type veth peer name eth0 netns far
-		ip -n vpc addr add 172.16.200.1/24 dev far0
-		ip -n vpc link set far0 mtu 1300 up
-		ip -n far link set eth0 mtu 1300 up
-		ip -n far addr add 172.16.200.5/24 dev eth0
-		ip -n far route add default via 172.16.200.1
-		ip netns exec vpc sysctl -qw net.ipv4.ip_forward=1
-		ip -n vpx-nat route add 172.16.200.0/24 via 172.16.101.5`)
-	t.Cleanup(func() { h.Shell(t, "ip netns del far") })
+	create(t, h.Host, "far")
+	h.Shell(t, vpc.name, ip(`link add far0 mtu 1300 type veth peer name eth0 mtu 1300 netns far
+		addr add 172.16.200.1/24 dev far0
+		link set far0 up
+		`)+"echo 1 > /proc/sys/net/ipv4/ip_forward")
+	// The far end does not announce a small segment size itself.
+	h.Shell(t, "far", ip(`addr add 172.16.200.5/24 dev eth0
+		link set eth0 up
+		route add default via 172.16.200.1 advmss 1460
+		`))
+	h.Shell(t, Netns, "ip route add 172.16.200.0/24 via "+vpc.v4.String())
 	to := serve(t, h.Host, "far", netip.MustParseAddr("172.16.200.5"))
-	// The far end must not announce a small segment size itself.
-	h.Shell(t, "ip -n far route change default via 172.16.200.1 advmss 1460")
 
 	c, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 	if err != nil {
@@ -170,6 +158,7 @@ func replacesUnderTraffic(t *testing.T, h Harness, b nat.Backend) {
 	second.SNAT = append([]desired.SNAT{{Out: "vpx-c2", To: peer2.gate4}}, first.SNAT...)
 	write(t, b, first)
 
+	packets := sniff(t, h.Host, vpc)
 	to := serve(t, h.Host, vpc.name, vpc.v4)
 	long, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 	if err != nil {
@@ -193,9 +182,9 @@ func replacesUnderTraffic(t *testing.T, h Harness, b nat.Backend) {
 	}
 	close(stop)
 	got := <-result
-	for source, n := range got.seen {
-		if source != vpc.gate4 {
-			t.Errorf("%d connections arrived from %s, not from %s", n, source, vpc.gate4)
+	for source, n := range packets() {
+		if source != vpc.gate4 && source != vpc.v4 {
+			t.Errorf("%d packets arrived from %s, not from %s", n, source, vpc.gate4)
 		}
 	}
 	for _, err := range got.errs {

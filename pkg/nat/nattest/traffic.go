@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 )
@@ -90,14 +91,20 @@ func wantSource(t *testing.T, h Host, from node, to netip.AddrPort, source netip
 	}
 }
 
-// wantRefused checks that no connection comes about.
-func wantRefused(t *testing.T, h Host, from node, to netip.AddrPort) {
+// wantRefused checks that no connection to any of the servers comes about.
+func wantRefused(t *testing.T, h Host, from node, servers ...netip.AddrPort) {
 	t.Helper()
-	c, seen, err := dial(t.Context(), h, from.name, to, refusal)
-	if err == nil {
-		_ = c.Close()
-		t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, seen)
+	var all sync.WaitGroup
+	for _, to := range servers {
+		all.Go(func() {
+			c, seen, err := dial(t.Context(), h, from.name, to, refusal)
+			if err == nil {
+				_ = c.Close()
+				t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, seen)
+			}
+		})
 	}
+	all.Wait()
 }
 
 // echo sends a word over a connection and waits for it.

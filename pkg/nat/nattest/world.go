@@ -52,37 +52,53 @@ var (
 	vpc   = newNode(4, "vpc", "eth1", "172.16.101.5")
 )
 
-// Host runs functions in namespaces by name; "" is the one of the test.
+// Host makes namespaces by name and runs functions in them; "" is the one of the
+// test.
 type Host interface {
+	CreateNamespace(ctx context.Context, name string) error
+	DeleteNamespace(ctx context.Context, name string) error
 	Run(ctx context.Context, netns string, f func() error) error
 }
 
-// build makes the namespaces and removes them when the test ends.
+// build makes the namespaces and removes them when the test ends. It starts few
+// programs: they are slow where the kernel is emulated.
 func build(t *testing.T, h Harness) {
 	t.Helper()
-	var b strings.Builder
-	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	nodes := []node{pod, peer1, peer2, vpc}
-	say("ip netns add %s", Netns)
-	say("ip -n %s link set lo up", Netns)
+	create(t, h.Host, Netns)
+	var links, batch strings.Builder
+	fmt.Fprintln(&batch, "link set lo up")
 	for _, n := range nodes {
-		say("ip netns add %s", n.name)
-		say("ip link add %s netns %s type veth peer name eth0 netns %s", n.link, Netns, n.name)
-		say("ip -n %s addr add %s/24 dev %s", Netns, n.gate4, n.link)
-		say("ip -n %s addr add %s/64 dev %s nodad", Netns, n.gate6, n.link)
-		say("ip -n %s link set %s up", Netns, n.link)
-		say("ip -n %s addr add %s/24 dev eth0", n.name, n.v4)
-		say("ip -n %s addr add %s/64 dev eth0 nodad", n.name, n.v6)
-		say("ip -n %s link set lo up", n.name)
-		say("ip -n %s link set eth0 up", n.name)
-		say("ip -n %s route add default via %s", n.name, n.gate4)
-		say("ip -n %s route add default via %s", n.name, n.gate6)
+		create(t, h.Host, n.name)
+		fmt.Fprintf(&links, "link add %s netns %s type veth peer name eth0 netns %s\n", n.link, Netns, n.name)
+		fmt.Fprintf(&batch, "addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up\n", n.gate4, n.link, n.gate6, n.link, n.link)
 	}
-	say("ip netns exec %s sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1", Netns)
+	h.Shell(t, "", ip(links.String()))
+	h.Shell(t, Netns, ip(batch.String())+`
+		echo 1 > /proc/sys/net/ipv4/ip_forward
+		echo 1 > /proc/sys/net/ipv6/conf/all/forwarding`)
+	for _, n := range nodes {
+		h.Shell(t, n.name, ip(fmt.Sprintf(`link set lo up
+			addr add %s/24 dev eth0
+			addr add %s/64 dev eth0 nodad
+			link set eth0 up
+			route add default via %s
+			route add default via %s
+		`, n.v4, n.v6, n.gate4, n.gate6)))
+	}
+}
+
+func create(t *testing.T, h Host, netns string) {
+	t.Helper()
+	if err := h.CreateNamespace(t.Context(), netns); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		for _, n := range append(nodes, node{name: Netns}) {
-			h.Shell(t, "ip netns del "+n.name)
+		if err := h.DeleteNamespace(context.Background(), netns); err != nil {
+			t.Error(err)
 		}
 	})
-	h.Shell(t, b.String())
 }
+
+// ip returns the command that runs a batch of ip commands.
+func ip(batch string) string { return "ip -batch - <<-BATCH\n" + batch + "BATCH\n" }
