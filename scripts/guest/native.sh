@@ -18,7 +18,7 @@ try() {
 }
 try 'GRE (ip_gre)' ip link add probe-gre type gre local 192.0.2.1 key 7
 try 'dummy devices' ip link add probe-dummy type dummy
-try 'VXLAN' ip link add probe-vxlan type vxlan id 7 dstport 4789 external
+try 'VXLAN' ip link add probe-vxlan type vxlan dstport 4789 external
 try 'VRF' ip link add probe-vrf type vrf table 7
 try 'netem' tc qdisc add dev probe-dummy root netem delay 1ms
 try 'clsact' tc qdisc add dev probe-dummy clsact
@@ -31,15 +31,19 @@ try 'ipset' ipset create probe hash:ip
 PROBE
 }
 
-native_usable() { [[ -z $(native_missing) ]]; }
+native_usable() {
+	native_lack=$(native_missing)
+	[[ -z $native_lack ]]
+}
 
 # native_signal hands a signal to the lab's PID 1; unshare itself ignores it.
-native_signal() { pkill "-$1" -P "$child" || true; }
+native_signal() {
+	exit_unless_ready "$1"
+	pkill "-$1" -P "$child" || true
+}
 
 native_run() {
-	local missing
-	missing=$(native_missing)
-	[[ -z $missing ]] || fail "this kernel ($(uname -r)) lacks: $missing. Use VPCPROXY_LAB=qemu"
+	native_usable || fail "this kernel ($(uname -r)) lacks: $native_lack. Use VPCPROXY_LAB=qemu"
 	note "native: kernel $(uname -r)"
 	# TMPDIR below the state directory, so that a killed test leaves nothing.
 	mkdir "$state/tmp"
@@ -51,8 +55,11 @@ native_run() {
 		trap '' INT
 		"${enter[@]}" || true
 	else
+		# With job control, or the lab would start with SIGINT ignored for good.
+		set -m
 		"${enter[@]}" </dev/null &
 		child=$!
+		set +m
 		forward_signals native_signal
 		await
 	fi
