@@ -1,7 +1,6 @@
 package nattest
 
 import (
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -97,7 +96,7 @@ func pathMTU(t *testing.T, h Harness, b nat.Backend) {
 	h.Shell(t, Netns, "ip route add 172.16.200.0/24 via "+vpc.v4.String())
 	to := serve(t, h.Host, "far", netip.MustParseAddr("172.16.200.5"))
 
-	c, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
+	c, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,33 +115,17 @@ func clamps(t *testing.T, h Harness, b nat.Backend) {
 		serve(t, h.Host, vpc.name, vpc.v4): mtu - 40 - 12, // 12: the timestamp option
 		serve(t, h.Host, vpc.name, vpc.v6): mtu - 60 - 12,
 	} {
-		c, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
+		c, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 		if err != nil {
 			t.Error(err)
 			continue
 		}
-		if got := sendMSS(t, c); got != want {
-			t.Errorf("%s: the client sends segments of %d bytes, want %d", to, got, want)
+		got, err := sendMSS(c.Conn)
+		if err != nil || got != want || c.serverMSS != want {
+			t.Errorf("%s: the client sends segments of %d bytes (%v), the server of %d; want %d", to, got, err, c.serverMSS, want)
 		}
 		_ = c.Close()
 	}
-}
-
-// sendMSS returns the largest segment that a connection sends.
-func sendMSS(t *testing.T, c net.Conn) int {
-	t.Helper()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	mss := 0
-	var optErr error
-	if err := raw.Control(func(fd uintptr) {
-		mss, optErr = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
-	}); err != nil || optErr != nil {
-		t.Fatal(err, optErr)
-	}
-	return mss
 }
 
 // replacements is how often rules are replaced under traffic.
@@ -160,7 +143,7 @@ func replacesUnderTraffic(t *testing.T, h Harness, b nat.Backend) {
 
 	packets := sniff(t, h.Host, vpc)
 	to := serve(t, h.Host, vpc.name, vpc.v4)
-	long, _, err := dial(t.Context(), h.Host, peer1.name, to, patience)
+	long, err := dial(t.Context(), h.Host, peer1.name, to, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,12 +192,12 @@ func connect(t *testing.T, h Host, from node, to netip.AddrPort, stop <-chan str
 			return r
 		default:
 		}
-		c, seen, err := dial(t.Context(), h, from.name, to, time.Second)
+		c, err := dial(t.Context(), h, from.name, to, time.Second)
 		if err != nil {
 			r.errs = append(r.errs, err)
 			continue
 		}
-		r.seen[seen]++
+		r.seen[c.source]++
 		_ = c.Close()
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience is how long a packet may take that is expected; refusal how long one
@@ -19,8 +21,8 @@ const (
 	refusal  = 300 * time.Millisecond
 )
 
-// serve starts a TCP server at a node (or at the machine under test: name
-// Netns) that tells each client the address it saw, and then echoes.
+// serve starts a TCP server in a namespace that tells each client the address
+// it saw and the size of the segments it sends to it, and then echoes.
 func serve(t *testing.T, h Host, netns string, at netip.Addr) netip.AddrPort {
 	t.Helper()
 	var l net.Listener
@@ -50,44 +52,81 @@ func greet(c net.Conn) {
 	if err != nil {
 		return
 	}
-	if _, err := fmt.Fprintln(c, host); err == nil {
+	mss, err := sendMSS(c)
+	if err != nil {
+		return
+	}
+	if _, err := fmt.Fprintln(c, host, mss); err == nil {
 		_, _ = io.Copy(c, c) // until the client has had enough
 	}
 }
 
-// dial connects from a node and returns the source that the server saw.
-func dial(ctx context.Context, h Host, from string, to netip.AddrPort, limit time.Duration) (net.Conn, netip.Addr, error) {
-	var c net.Conn
+// client is a connection to a server.
+type client struct {
+	net.Conn
+	source    netip.Addr // that the server saw
+	serverMSS int        // bytes in the segments that the server sends
+}
+
+// dial connects from a namespace.
+func dial(ctx context.Context, h Host, from string, to netip.AddrPort, limit time.Duration) (client, error) {
+	var c client
 	err := h.Run(ctx, from, func() (err error) {
 		d := net.Dialer{Timeout: limit}
-		c, err = d.DialContext(ctx, "tcp", to.String())
+		c.Conn, err = d.DialContext(ctx, "tcp", to.String())
 		return err
 	})
 	if err != nil {
-		return nil, netip.Addr{}, err
+		return c, err
 	}
+	if err := c.greeted(); err != nil {
+		return c, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *client) greeted() error {
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return nil, netip.Addr{}, errors.Join(err, c.Close())
+		return err
 	}
 	var seen string
-	if _, err := fmt.Fscanln(c, &seen); err != nil {
-		return nil, netip.Addr{}, errors.Join(err, c.Close())
+	if _, err := fmt.Fscanln(c, &seen, &c.serverMSS); err != nil {
+		return err
 	}
-	a, err := netip.ParseAddr(seen)
-	return c, a, err
+	var err error
+	c.source, err = netip.ParseAddr(seen)
+	return err
+}
+
+// sendMSS returns the size of the segments that a connection sends.
+func sendMSS(c net.Conn) (int, error) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return 0, fmt.Errorf("%T is no TCP connection", c)
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	mss := 0
+	var optErr error
+	err = raw.Control(func(fd uintptr) {
+		mss, optErr = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+	})
+	return mss, errors.Join(err, optErr)
 }
 
 // wantSource checks that a connection succeeds with this source.
 func wantSource(t *testing.T, h Host, from node, to netip.AddrPort, source netip.Addr) {
 	t.Helper()
-	c, seen, err := dial(t.Context(), h, from.name, to, patience)
+	c, err := dial(t.Context(), h, from.name, to, patience)
 	if err != nil {
 		t.Errorf("%s → %s: %v", from.name, to, err)
 		return
 	}
 	_ = c.Close()
-	if seen != source {
-		t.Errorf("%s → %s: server saw %s, want %s", from.name, to, seen, source)
+	if c.source != source {
+		t.Errorf("%s → %s: server saw %s, want %s", from.name, to, c.source, source)
 	}
 }
 
@@ -97,10 +136,10 @@ func wantRefused(t *testing.T, h Host, from node, servers ...netip.AddrPort) {
 	var all sync.WaitGroup
 	for _, to := range servers {
 		all.Go(func() {
-			c, seen, err := dial(t.Context(), h, from.name, to, refusal)
+			c, err := dial(t.Context(), h, from.name, to, refusal)
 			if err == nil {
 				_ = c.Close()
-				t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, seen)
+				t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, c.source)
 			}
 		})
 	}
