@@ -134,7 +134,7 @@ func (c *Controller) stream(ctx context.Context, node string, known []string, se
 	defer beat.Stop()
 	var last *intent.Set
 	names := newHistory(known)
-	for {
+	for greeted := false; ; greeted = true {
 		v, err := c.current()
 		if err != nil {
 			return err
@@ -156,6 +156,11 @@ func (c *Controller) stream(ctx context.Context, node string, known []string, se
 				names.add(seen)
 			}
 			names.prune(v.served)
+		} else if !greeted {
+			// Otherwise the agent would wait for the answer's beginning.
+			if err := send(&apiv1.WatchResponse{}); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
