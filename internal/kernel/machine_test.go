@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -56,5 +57,17 @@ func newMachine(t testing.TB) kernel.Host {
 	if err := os.MkdirAll(filepath.Join(dir, "netns"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	netnsDirs.Store(host, filepath.Join(dir, "netns"))
 	return host
+}
+
+var netnsDirs sync.Map // of each machine
+
+func netnsDir(t testing.TB, host kernel.Host) string {
+	t.Helper()
+	dir, ok := netnsDirs.Load(host)
+	if !ok {
+		t.Fatal("no machine of this test")
+	}
+	return dir.(string)
 }

@@ -1,0 +1,91 @@
+package kernel
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vpcproxy/vpcproxy/test/lab"
+)
+
+// ownMachine returns a host in a network namespace of its own.
+func ownMachine(t *testing.T) *host {
+	t.Helper()
+	var h Host
+	err := onNewThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		h, err = NewHost(HostOptions{NetnsDir: t.TempDir()})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h.(*host)
+}
+
+// A reader that was too slow hears that everything may have changed, and goes on
+// hearing what changes then.
+func TestWatchSurvivesAnOverrun(t *testing.T) {
+	lab.Require(t)
+	own := ownMachine(t).own
+	c, err := own.subscribe(sources[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = c.raw.Control(func(fd uintptr) {
+		if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil { // the kernel's minimum
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rules []Rule
+	for i := range uint32(200) {
+		rules = append(rules, Rule{Priority: i + 1, Mark: 1, Mask: 1, Table: 1000, Protocol: 176})
+	}
+	for _, err := range own.AddRules(t.Context(), rules) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	in, done := make(chan Hint), make(chan struct{})
+	go func() {
+		defer close(done)
+		own.follow(ctx, sources[0], c, in)
+	}()
+	next := func() Hint {
+		select {
+		case h := <-in:
+			return h
+		case <-done:
+			t.Fatal("the watch ended")
+		case <-time.After(30 * time.Second):
+			t.Fatal("no hint")
+		}
+		return ""
+	}
+	for next() != HintAll {
+	}
+	// What was lost must not be counted as seen: only now is there silence.
+	for _, err := range own.DeleteRules(t.Context(), rules[:1]) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if h := next(); h != HintRules {
+		t.Errorf("got %q after the overrun", h)
+	}
+	cancel()
+	<-done
+}
