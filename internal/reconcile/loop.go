@@ -263,12 +263,12 @@ func (l *Loop[S]) pass(ctx context.Context, cause Cause) {
 	if hinted {
 		l.budget.spend(now, report.Duration)
 	}
+	if l.cfg.Observer != nil { // first, so that whoever waits finds it counted
+		l.cfg.Observer.ObservePass(report)
+	}
 	l.publish(report)
 	for _, c := range resyncs {
 		c <- report // buffered
-	}
-	if l.cfg.Observer != nil {
-		l.cfg.Observer.ObservePass(report)
 	}
 }
 

@@ -150,16 +150,28 @@ func (m *Machine) plugVeth(t testing.TB, name, mac string) {
 type Engine[K comparable, V any] struct {
 	t    testing.TB
 	loop *reconcile.Loop[map[K]V]
+
+	mu     sync.Mutex
+	passes []reconcile.Pass
+}
+
+// ObservePass implements [reconcile.Observer].
+func (e *Engine[K, V]) ObservePass(p reconcile.Pass) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.passes = append(e.passes, p)
 }
 
 // Reconcile starts an engine, which ends with the test.
 func Reconcile[K comparable, V any](t testing.TB, kind reconcile.Kind[K, V]) *Engine[K, V] {
 	t.Helper()
 	stage := reconcile.NewStage(kind, func(s map[K]V) map[K]V { return s }, nil)
-	loop, err := reconcile.New(reconcile.Config[map[K]V]{Stages: []reconcile.Stage[map[K]V]{stage}})
+	e := &Engine[K, V]{t: t}
+	loop, err := reconcile.New(reconcile.Config[map[K]V]{Stages: []reconcile.Stage[map[K]V]{stage}, Observer: e})
 	if err != nil {
 		t.Fatal(err)
 	}
+	e.loop = loop
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -171,17 +183,32 @@ func Reconcile[K comparable, V any](t testing.TB, kind reconcile.Kind[K, V]) *En
 		cancel()
 		running.Wait()
 	})
-	return &Engine[K, V]{t: t, loop: loop}
+	return e
 }
 
-// Try makes want true as far as it goes, and returns what became of it.
+// Try makes want true as far as it goes, and returns the last pass, with what was
+// created, repaired and deleted in all passes that it took.
 func (e *Engine[K, V]) Try(want map[K]V) reconcile.Pass {
 	e.t.Helper()
+	e.mu.Lock()
+	e.passes = nil
+	e.mu.Unlock()
 	e.loop.SetDesired(want)
 	pass, err := e.loop.Resync(e.t.Context())
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	total := pass.Kinds[0]
+	for _, p := range e.passes {
+		if p.Start.Before(pass.Start) {
+			total.Created += p.Kinds[0].Created
+			total.Repaired += p.Kinds[0].Repaired
+			total.Deleted += p.Kinds[0].Deleted
+		}
+	}
+	pass.Kinds = []reconcile.KindPass{total}
 	return pass
 }
 
