@@ -15,10 +15,6 @@ import (
 )
 
 const (
-	// A peer that a silent network keeps from answering is noticed after
-	// pingAfter+pingTimeout: 20 s, on every connection that has a stream.
-	pingAfter   = 10 * time.Second
-	pingTimeout = 10 * time.Second
 	// dialTimeout bounds connecting, and the TLS handshake once more.
 	dialTimeout = 5 * time.Second
 	// maxSnapshot bounds what a client accepts: about 100,000 attachments.
@@ -26,6 +22,10 @@ const (
 	// maxRequest bounds what a server accepts.
 	maxRequest = 4 << 20
 )
+
+// pings find a peer that a silent network keeps from answering: a connection
+// that says nothing for so long is asked, and given up if it does not answer.
+var pings = http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 10 * time.Second}
 
 // Client is how to reach an address.
 type Client struct {
@@ -38,9 +38,13 @@ type Client struct {
 // NewClient returns a client of an address. Credentials are needed for https
 // and not used for unix sockets.
 func NewClient(a Address, creds *pki.Credentials) (Client, error) {
+	return newClient(a, creds, pings)
+}
+
+func newClient(a Address, creds *pki.Credentials, pings http.HTTP2Config) (Client, error) {
 	t := &http.Transport{
 		Protocols: new(http.Protocols),
-		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+		HTTP2:     &pings,
 		// No ResponseHeaderTimeout: a call's context bounds it.
 		IdleConnTimeout: 2 * time.Minute,
 	}

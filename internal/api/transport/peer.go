@@ -36,7 +36,7 @@ func PeerFrom(ctx context.Context) (p Peer, ok bool) {
 	return p, ok
 }
 
-// WithPeer is for tests of handlers without a network.
+// WithPeer returns a context for a call of p.
 func WithPeer(ctx context.Context, p Peer) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }

@@ -159,8 +159,8 @@ func Serve(ctx context.Context, h http.Handler, log *slog.Logger, listeners ...*
 		Protocols: protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 100,
-			SendPingTimeout:      pingAfter,
-			PingTimeout:          pingTimeout,
+			SendPingTimeout:      pings.SendPingTimeout,
+			PingTimeout:          pings.PingTimeout,
 		},
 		// No ReadTimeout and WriteTimeout: they would end streams. Message
 		// sizes are limited (HandlerOptions), and dead peers are pinged.
