@@ -285,15 +285,15 @@ func TestHandshake(t *testing.T) {
 		name           string // of the server, as the client wants it
 		want           string // part of either side's error; "" is none
 	}{
-		"good":                  {server, node, "127.0.0.1", ""},
-		"by name":               {server, node, "ctl", ""},
-		"client of another CA":  {server, issue(t, other, "worker-1", RoleNode, Options{}), "127.0.0.1", "unknown authority"},
-		"server of another CA":  {issue(t, other, "ctl", RoleController, here), node, "127.0.0.1", "unknown authority"},
-		"server's other name":   {server, node, "ctl.example", "valid for ctl, not ctl.example"},
+		"good":                   {server, node, "127.0.0.1", ""},
+		"by name":                {server, node, "ctl", ""},
+		"client of another CA":   {server, issue(t, other, "worker-1", RoleNode, Options{}), "127.0.0.1", "unknown authority"},
+		"server of another CA":   {issue(t, other, "ctl", RoleController, here), node, "127.0.0.1", "unknown authority"},
+		"server's other name":    {server, node, "ctl.example", "valid for ctl, not ctl.example"},
 		"server's other address": {server, node, "127.0.0.2", "valid for 127.0.0.1, not 127.0.0.2"},
-		"node as server":        {node, node, "worker-1", "x509"},
-		"expired client":        {server, issue(t, ca, "old", RoleNode, past(Options{})), "127.0.0.1", "expired"},
-		"expired server":        {issue(t, ca, "oldctl", RoleController, past(here)), node, "127.0.0.1", "expired"},
+		"node as server":         {node, node, "worker-1", "x509"},
+		"expired client":         {server, issue(t, ca, "old", RoleNode, past(Options{})), "127.0.0.1", "expired"},
+		"expired server":         {issue(t, ca, "oldctl", RoleController, past(here)), node, "127.0.0.1", "expired"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			// A bundle that has expired since it was loaded.
