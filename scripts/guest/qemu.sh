@@ -21,26 +21,6 @@ qemu_accelerator() {
 	esac
 }
 
-# qemu_verdict says what became of a guest that left no exit status.
-qemu_verdict() {
-	if [[ -e $state/boot-limit ]]; then
-		note "the guest did not boot within $boot_limit s (VPCPROXY_LAB_BOOT_LIMIT); its console:"
-	else
-		note 'the guest ended before the command did; its console:'
-	fi
-	tail -n 40 "$state/console" "$state/qemu.log" >&2 2>/dev/null || true
-	exit 125
-}
-
-# qemu_complaints shows what the guest's kernel found wrong, as a test might not.
-qemu_complaints() {
-	local pattern='BUG:|WARNING:|Oops|Call Trace|unregister_netdevice|Out of memory|hung_task|soft lockup'
-	if grep -qE "$pattern" "$state/console" 2>/dev/null; then
-		note "the guest's kernel complained:"
-		grep -E -A 12 "$pattern" "$state/console" | head -n 60 >&2
-	fi
-}
-
 # qemu_signal hands a signal to the guest.
 qemu_signal() {
 	exit_unless_ready "$1"
@@ -118,7 +98,6 @@ qemu_run() {
 		-append "$options"
 		-serial "file:$state/console"
 		"${streams[@]}" "${shares[@]}")
-	boot_limit=${VPCPROXY_LAB_BOOT_LIMIT:-120}
 	if [[ -n $terminal ]]; then
 		"${qemu[@]}" 2>"$state/qemu.log" || true
 		stty "$saved_tty" </dev/tty
@@ -128,25 +107,11 @@ qemu_run() {
 		# Opened for reading too, so that writing to it never blocks.
 		exec 8<>"$state/signals.in"
 		forward_signals qemu_signal
-		qemu_watch_boot &
+		watch_boot &
 		await
 		wait "${relays[@]}" || true
 	fi
-	[[ -s $state/share/status ]] || qemu_verdict
-	qemu_complaints
+	[[ -s $state/share/status ]] || guest_verdict
+	guest_complaints
 	result
-}
-
-# qemu_watch_boot ends a guest that does not come up.
-qemu_watch_boot() {
-	local waited=0
-	trap - INT TERM HUP EXIT
-	while [[ -d $state && ! -e $state/share/ready ]]; do
-		if ((waited++ >= boot_limit)); then
-			: >"$state/boot-limit"
-			kill -KILL "$child"
-			return
-		fi
-		sleep 1
-	done
 }
