@@ -21,7 +21,7 @@ import (
 // Patience: how long something that must happen may take in a guest whose
 // processors are emulated, and how long to look for what must not happen.
 const (
-	soon  = 20 * time.Second
+	soon  = time.Minute
 	never = 1500 * time.Millisecond
 )
 
@@ -80,11 +80,19 @@ func (l *testLab) preserve(t *testing.T) {
 	artifacts := lab.Artifacts(t)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	for _, m := range l.Machines() {
-		if strings.HasPrefix(m.Name, "pod") {
-			continue
+	var ours []*topo.Machine
+	for _, h := range l.Hosts {
+		ours = append(ours, h.Machine)
+	}
+	for _, p := range l.Proxies {
+		ours = append(ours, p.Machine)
+	}
+	for _, m := range ours {
+		state, err := m.Dump(ctx)
+		if err != nil {
+			t.Logf("the state of %s is incomplete: %v", m.Name, err)
 		}
-		keep(t, filepath.Join(artifacts, m.Name+".txt"), []byte(m.Dump(ctx)))
+		keep(t, filepath.Join(artifacts, m.Name+".txt"), []byte(state))
 	}
 	logs, _ := filepath.Glob(filepath.Join(l.Dir(), "*.log"))
 	for _, path := range logs {
@@ -131,7 +139,9 @@ func (l *testLab) watch(t *testing.T, m *topo.Machine, device string, filter fun
 // typeLines types commands on a machine; each must succeed.
 func typeLines(t *testing.T, m *topo.Machine, lines ...string) {
 	t.Helper()
-	if err := m.Type(t.Context(), lines...); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	if err := m.Type(ctx, lines...); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -50,7 +50,9 @@ var orphanNamespace = "ip netns add vpx-ghost2"
 
 func fingerprint(t *testing.T, m *topo.Machine) string {
 	t.Helper()
-	out, err := m.Fingerprint(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	out, err := m.Fingerprint(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

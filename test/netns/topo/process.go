@@ -173,13 +173,13 @@ func (m *Machine) RunInput(ctx context.Context, input, program string, args ...s
 	return stdout.String(), nil
 }
 
-// Type runs lines as an operator would type them; it stops at the first that
+// Type runs lines as an operator would type them into one shell, until one
 // fails.
 func (m *Machine) Type(ctx context.Context, lines ...string) error {
-	for _, line := range lines {
-		if _, err := m.Run(ctx, "sh", "-c", line); err != nil {
-			return fmt.Errorf("%s# %s: %w", m.Name, line, err)
-		}
+	_, err := m.Run(ctx, "sh", "-exc", strings.Join(lines, "\n"))
+	if exit, ok := errors.AsType[*ExitError](err); ok {
+		said := strings.Split(strings.TrimSpace(exit.Output), "\n")
+		return fmt.Errorf("%s: %s (exit status %d)", m.Name, strings.Join(said[max(0, len(said)-2):], ": "), exit.Code)
 	}
-	return nil
+	return err
 }
