@@ -113,7 +113,7 @@ var outcomeText = map[apiv1.Outcome]string{
 
 // printApplied writes a line for each object, or the objects in full.
 func (a *app) printApplied(out *format, done []applied, dryRun, single bool) error {
-	var objects []intent.Object
+	objects := make([]intent.Object, 0, len(done))
 	for _, d := range done {
 		objects = append(objects, d.object)
 	}

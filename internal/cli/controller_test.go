@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -38,12 +37,7 @@ func newPlatform(t *testing.T) *platform {
 	for _, name := range []string{controllerEnv, tlsEnv, socketEnv, stateEnv} {
 		t.Setenv(name, "")
 	}
-	// A unix socket's path is short, and that of t.TempDir may not be.
-	dir, err := os.MkdirTemp("", "cli")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	p := &platform{bench: &bench{t: t, dir: dir}, t: t}
 	ca := filepath.Join(dir, "pki")
 	p.must("pki", "init", "--ca", ca)

@@ -189,7 +189,7 @@ func refused(code connect.Code, problems ...*apiv1.FieldProblem) error {
 var now = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
 func prefixes(list ...string) []netip.Prefix {
-	var out []netip.Prefix
+	out := make([]netip.Prefix, 0, len(list))
 	for _, s := range list {
 		out = append(out, netip.MustParsePrefix(s))
 	}

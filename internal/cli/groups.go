@@ -18,7 +18,7 @@ func (v *view) groupRow(g *intent.ProxyGroup, wide bool) []string {
 }
 
 func members(g *intent.ProxyGroup) string {
-	var names []string
+	names := make([]string, 0, len(g.Spec.Members))
 	for _, m := range g.Spec.Members {
 		names = append(names, m.Node)
 	}
@@ -42,8 +42,9 @@ func (v *view) describeGroup(g *intent.ProxyGroup) []byte {
 	d.field("Members", members(g))
 	d.field("Tunnel address", addrText(g.Tunnel()))
 	d.field("Revision", strconv.FormatInt(g.Metadata.Revision, 10))
-	rows := [][]string{attachmentHead}
-	for _, at := range v.served(g.ObjectName()) {
+	served := v.served(g.ObjectName())
+	rows := append(make([][]string, 0, 1+len(served)), attachmentHead)
+	for _, at := range served {
 		rows = append(rows, v.attachmentRow(at, false))
 	}
 	d.section("Attachments", rows)

@@ -24,7 +24,7 @@ func (v *view) nodeRow(n *intent.Node, wide bool) []string {
 }
 
 func roles(n *intent.Node) string {
-	var words []string
+	words := make([]string, 0, len(n.Spec.Roles))
 	for _, r := range n.Spec.Roles {
 		words = append(words, string(r))
 	}

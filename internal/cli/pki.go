@@ -63,7 +63,7 @@ func (a *app) pkiIssueCommand(directory *string) *cobra.Command {
 			"node's name; a controller's says under which --host it is reached.",
 		Args: oneArg("NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			var roles []pki.Role
+			roles := make([]pki.Role, 0, len(words))
 			for _, w := range words {
 				roles = append(roles, pki.Role(w))
 			}

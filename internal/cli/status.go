@@ -151,7 +151,7 @@ func (a *app) platformStatus(ctx context.Context, out *format) error {
 // platform is the one screen.
 func (v *view) platform() []byte {
 	var d description
-	d.field("Controller", fmt.Sprintf("%s, version %s, revision %d", v.app.controller, v.status.GetVersion(), v.status.GetRevision()))
+	d.field("Controller", fmt.Sprintf("%s, version %s, revision %d", v.controller, v.status.GetVersion(), v.status.GetRevision()))
 	inPlace := 0
 	for _, o := range v.attachments {
 		if ready, all := v.ready(o.ObjectName()); all > 0 && ready == all {
@@ -172,8 +172,8 @@ func (v *view) platform() []byte {
 	if held := v.status.GetHeld(); held != "" {
 		d.field("Held", held+"; `vpcproxyctl controller confirm-removal` accepts it")
 	}
-	rows := [][]string{{"NAME", "ROLES", "STATE", "ATTACHMENTS", "REVISION", "SEEN", "VERSION"}}
-	var problems []string
+	rows := append(make([][]string, 0, 1+len(v.status.GetNodes())), []string{"NAME", "ROLES", "STATE", "ATTACHMENTS", "REVISION", "SEEN", "VERSION"})
+	problems := make([]string, 0, len(v.status.GetNodes()))
 	for _, n := range v.status.GetNodes() {
 		rows = append(rows, []string{
 			n.GetNode(), strings.Join(n.GetRoles(), ","), nodeState(n), readyOf(n), strconv.FormatInt(n.GetRevision(), 10),
@@ -244,7 +244,7 @@ func (a *app) machine(s *apiv1.NodeStatusResponse) []byte {
 	d.field("Underlay address", orDash(r.GetUnderlayAddress()))
 	d.field("Tunnel address", orDash(r.GetTunnelAddress()))
 	d.report(a, r)
-	rows := [][]string{{"OBJECTS", "WANTED", "ACTUAL", "PENDING", "WRITES", "REPAIRED"}}
+	rows := append(make([][]string, 0, 1+len(s.GetKinds())), []string{"OBJECTS", "WANTED", "ACTUAL", "PENDING", "WRITES", "REPAIRED"})
 	var problems []string
 	for _, k := range s.GetKinds() {
 		row := []string{k.GetKind()}

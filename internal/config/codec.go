@@ -52,8 +52,7 @@ func listOf[T comparable](kind string, field func(*Config) *[]T, parse func(stri
 		kind: kind,
 		list: true,
 		set: func(c *Config, texts []string) error {
-			var list []T
-			var errs []error
+			list, errs := make([]T, 0, len(texts)), make([]error, 0, len(texts))
 			for _, t := range texts {
 				v, err := parse(t)
 				if err == nil && slices.Contains(list, v) {
@@ -65,7 +64,7 @@ func listOf[T comparable](kind string, field func(*Config) *[]T, parse func(stri
 			return errors.Join(errs...)
 		},
 		get: func(c *Config) []string {
-			var out []string
+			out := make([]string, 0, len(*field(c)))
 			for _, v := range *field(c) {
 				out = append(out, format(v))
 			}

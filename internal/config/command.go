@@ -36,7 +36,7 @@ func minimalCommand() *cobra.Command {
 			if len(args) == 0 {
 				args = all[:1]
 			}
-			var set []intent.Role
+			set := make([]intent.Role, 0, len(args))
 			for _, a := range args {
 				set = append(set, intent.Role(a))
 			}

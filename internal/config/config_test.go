@@ -85,7 +85,7 @@ func TestFile(t *testing.T) {
 		NAT: NAT{"legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
 	}
-	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
+	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
 	if diff := cmp.Diff(want, got, opts); diff != "" {
 		t.Error(diff)
 	}
@@ -156,7 +156,7 @@ func TestFileRefuses(t *testing.T) {
 	for _, tt := range []struct{ name, text, want string }{
 		{"unknown key", "roels: [function]\n", "roels (F:1): is not a known key; did you mean roles?"},
 		{"unknown in group", "log:\n  levle: info\n", "log.levle (F:2): is not a known key; did you mean log.level?"},
-		{"far off", "log:\n  colour: red\n", "log.colour (F:2): is not a known key; known here: level, format"},
+		{"far off", "log:\n  paint: red\n", "log.paint (F:2): is not a known key; known here: level, format"},
 		{"other case", "stateDirectory: /a\npodcidrs: []\n", "podcidrs (F:2): is not a known key; did you mean podCIDRs?"},
 		{"dotted key", "log.level: info\n", "log.level (F:1): "},
 		{"group as value", "etcd: here\n", "etcd (F:1): is a group; want endpoints, directory or tls under it"},

@@ -97,7 +97,7 @@ func known(prefix string) []string {
 }
 
 func (r *fileReader) unknown(prefix, key string) {
-	var all []string
+	all := make([]string, 0, len(settings))
 	for _, s := range settings {
 		all = append(all, s.key)
 	}

@@ -151,7 +151,7 @@ func write(t *testing.T, dir, name, text string) {
 }
 
 func names(docs []*Document) []string {
-	var out []string
+	out := make([]string, 0, len(docs))
 	for _, d := range docs {
 		out = append(out, string(d.Object.ObjectKind())+"/"+d.Object.ObjectName())
 	}
@@ -211,7 +211,7 @@ func TestEncodeReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var objects []intent.Object
+	objects := make([]intent.Object, 0, len(docs))
 	for _, d := range docs {
 		objects = append(objects, d.Object)
 	}
