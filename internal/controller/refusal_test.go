@@ -108,7 +108,7 @@ var badRequests = map[string]struct {
 	"eni of a stranger":    {attach("x", "enis", `[{"node":"p1","name":"eth1"},{"node":"p2","name":"eth1"}]`), missing, "spec.enis[1].node", `"p2" is not a member of group g`},
 	"eni taken":            {attach("x", "enis", `[{"name":"eth0"}]`, "pods", `["10.244.1.9"]`), conflict, "spec.enis[0]", "serves attachment taken already"},
 	"loopback snat":        {attach("x", "snatAddress", `"127.0.0.1"`), invalid, "spec.snatAddress", "loopback"},
-	"snat with a zone":     {attach("x", "snatAddress", `"fe80::1%eth0"`), invalid, "spec.snatAddress", "has a zone"},
+	"snat of IPv6":         {attach("x", "snatAddress", `"fe80::1%eth0"`), invalid, "spec.snatAddress", "is IPv6"},
 	"malformed gateway":    {attach("x", "enis", `[{"name":"eth1","gateway":"172.16.101"}]`), invalid, "spec.enis[0].gateway", "is not an IP address"},
 	"address without mask": {attach("x", "enis", `[{"name":"eth1","addresses":["172.16.101.9/0"]}]`), invalid, "spec.enis[0].addresses[0]", "prefix length 0"},
 

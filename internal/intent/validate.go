@@ -82,8 +82,7 @@ func (p *problems) destination(field string, c netip.Prefix) {
 		p.invalid(field, "%s is every address; name the user's subnets", c)
 		return
 	}
-	if !c.Addr().Is4() {
-		p.invalid(field, "%s is IPv6; this release carries IPv4 destinations", c)
+	if !p.ipv4(field, c.Addr()) {
 		return
 	}
 	for _, r := range reserved {
@@ -94,12 +93,21 @@ func (p *problems) destination(field string, c netip.Prefix) {
 	}
 }
 
-func (p *problems) unicast(field string, a netip.Addr) {
-	if a.Zone() != "" {
-		// Also, a prefix contains no address with a zone.
-		p.invalid(field, "%s has a zone; leave %%%s out", a, a.Zone())
-		return
+func (p *problems) ipv4(field string, a netip.Addr) bool {
+	if !a.Is4() {
+		p.invalid(field, "%s is IPv6; this release carries IPv4 between the pods and the user VPC", a)
 	}
+	return a.Is4()
+}
+
+// inner checks an address of the IPv4 path from the pods to the user VPC.
+func (p *problems) inner(field string, a netip.Addr) {
+	if a.IsValid() && p.ipv4(field, a) {
+		p.unicast(field, a)
+	}
+}
+
+func (p *problems) unicast(field string, a netip.Addr) {
 	for _, r := range reserved {
 		if r.prefix.Contains(a) {
 			p.invalid(field, "%s cannot be a unicast address here: %s %s", a, r.prefix, r.why)
@@ -131,9 +139,7 @@ func (a *Attachment) Validate() error {
 	}
 	a.validateScope(p)
 	a.validateENIs(p)
-	if a.Spec.SNATAddress.IsValid() {
-		p.unicast("spec.snatAddress", a.Spec.SNATAddress)
-	}
+	p.inner("spec.snatAddress", a.Spec.SNATAddress)
 	if a.Spec.GREKey != nil && *a.Spec.GREKey == 0 {
 		p.invalid("spec.greKey", "is 0; leave it out, or give 1 to 4294967295")
 	}
@@ -155,7 +161,7 @@ func (a *Attachment) validateScope(p *problems) {
 	}
 	for i, c := range a.Spec.Pods {
 		f := fmt.Sprintf("spec.pods[%d]", i)
-		if p.cidr(f, c) && c.Bits() == 0 {
+		if p.cidr(f, c) && p.ipv4(f, c.Addr()) && c.Bits() == 0 {
 			p.invalid(f, "%s is every address; use scope: host, or name the pods", c)
 		}
 		for j := range i {
@@ -213,9 +219,7 @@ func (e ENI) validate(p *problems, field string) {
 			p.invalid(f, "%s has the prefix length 0; give the subnet's", a)
 		}
 	}
-	if e.Gateway.IsValid() {
-		p.unicast(field+".gateway", e.Gateway)
-	}
+	p.inner(field+".gateway", e.Gateway)
 }
 
 func notInInterfaceName(r rune) bool {
@@ -236,9 +240,7 @@ func (g *ProxyGroup) Validate() error {
 	for i, m := range g.Spec.Members {
 		p.name(fmt.Sprintf("spec.members[%d].node", i), m.Node)
 	}
-	if g.Spec.TunnelAddress.IsValid() {
-		p.unicast("spec.tunnelAddress", g.Spec.TunnelAddress)
-	}
+	p.inner("spec.tunnelAddress", g.Spec.TunnelAddress)
 	return p.err()
 }
 
@@ -264,9 +266,7 @@ func (n *Node) Validate() error {
 			p.unicast("spec.underlayAddress", n.Spec.UnderlayAddress)
 		}
 	}
-	if n.Spec.TunnelAddress.IsValid() {
-		p.unicast("spec.tunnelAddress", n.Spec.TunnelAddress)
-	}
+	p.inner("spec.tunnelAddress", n.Spec.TunnelAddress)
 	for i, c := range n.Spec.UnderlayCIDRs {
 		p.cidr(fmt.Sprintf("spec.underlayCIDRs[%d]", i), c)
 	}

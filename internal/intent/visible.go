@@ -97,17 +97,42 @@ func (s *Set) unreadable(o Object) bool {
 func Reference(kind Kind, name string) string { return string(kind) + "/" + name }
 
 // Retain returns s with what it calls Unreadable taken over from an earlier
-// set: an object that cannot be read stays as it was.
+// set, together with the nodes and groups that this needs: an object that cannot
+// be read stays as it was.
 func (s *Set) Retain(before *Set) *Set {
 	if before == nil || len(s.Unreadable) == 0 {
 		return s
 	}
 	out := s.Clone()
+	keep := func(kind Kind, name string) {
+		if _, ok := out.Get(kind, name); ok {
+			return
+		}
+		if o, ok := before.Get(kind, name); ok {
+			out.Put(o)
+		}
+	}
 	for _, kind := range Kinds {
 		for _, o := range before.List(kind) {
-			if _, ok := s.Get(kind, o.ObjectName()); !ok && s.unreadable(o) {
-				out.Put(o)
+			if s.unreadable(o) {
+				keep(kind, o.ObjectName())
 			}
+		}
+	}
+	for _, a := range out.Attachments {
+		if !s.unreadable(a) {
+			continue
+		}
+		keep(KindProxyGroup, a.Spec.Group)
+		for _, n := range before.Nodes {
+			if a.Uses(n) {
+				keep(KindNode, n.ObjectName())
+			}
+		}
+	}
+	for _, g := range out.Groups {
+		for _, m := range g.Spec.Members {
+			keep(KindNode, m.Node)
 		}
 	}
 	return out
