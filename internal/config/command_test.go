@@ -2,11 +2,14 @@ package config
 
 import (
 	"bytes"
+	"flag"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spf13/pflag"
 
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 )
@@ -21,6 +24,38 @@ func run(t *testing.T, args ...string) (string, error) {
 	c.SilenceUsage = true
 	err := c.Execute()
 	return out.String(), err
+}
+
+var update = flag.Bool("update", false, "write docs/config.md anew")
+
+// TestDocumentation keeps docs/config.md, which is made here, as the table is.
+func TestDocumentation(t *testing.T) {
+	const path = "../../docs/config.md"
+	got := "# vpcproxyd's configuration\n\nThis page is made of `vpcproxyd config reference` by `go test ./internal/config -update`.\n" +
+		"`vpcproxyd config minimal` prints the least that a node needs, and `vpcproxyd config check` what is in\n" +
+		"force and where each value comes from.\n\n```yaml\n" + Reference() + "```\n"
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s differs; write it anew with `go test ./internal/config -update`:\n%s", path, diff)
+	}
+}
+
+func TestFlagsNameTheirValue(t *testing.T) {
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	AddFlags(fs)
+	for name, want := range map[string]string{"tls-directory": "path", "socket": "path", "log-format": "text|json", "config": "file"} {
+		if got, _ := pflag.UnquoteUsage(fs.Lookup(name)); got != want {
+			t.Errorf("--%s %s, want %s", name, got, want)
+		}
+	}
 }
 
 func TestMinimalIsValid(t *testing.T) {

@@ -142,7 +142,8 @@ const (
 func AddFlags(fs *pflag.FlagSet) {
 	fs.String(configFlag, "", "configuration `file` (YAML); environment "+configEnv)
 	for _, s := range settings {
-		usage := firstSentence(s.doc)
+		// pflag takes backquotes for the name of the value.
+		usage := strings.ReplaceAll(firstSentence(s.doc), "`", "")
 		if s.def != "" {
 			usage += " (default " + s.def + ")"
 		}
