@@ -38,8 +38,9 @@ type variant struct {
 	programs map[nat.Family]programs
 }
 
-// dump reads all tables. Legacy tables are read only if they exist already:
-// reading one creates it, and with it a hook that every packet passes.
+// dump reads all tables that exist; it must not ask for one by name, because
+// legacy tables come into being when they are asked for, and every packet passes
+// them from then on.
 func (v *variant) dump(ctx context.Context, f nat.Family, counters bool) ([]table, error) {
 	if v.mode == Legacy {
 		names, err := legacyTables(f)

@@ -12,7 +12,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/test/lab"
 )
 
-func newHost(t *testing.T) kernel.Host {
+func newHost(t testing.TB) kernel.Host {
 	t.Helper()
 	h, err := kernel.NewHost(kernel.HostOptions{})
 	if err != nil {
@@ -27,8 +27,8 @@ func newHost(t *testing.T) kernel.Host {
 }
 
 // sh returns a function that runs scripts of the shell in a namespace.
-func sh(h kernel.Host) func(t *testing.T, netns, script string) string {
-	return func(t *testing.T, netns, script string) string {
+func sh(h kernel.Host) func(t testing.TB, netns, script string) string {
+	return func(t testing.TB, netns, script string) string {
 		t.Helper()
 		var out []byte
 		err := h.Run(t.Context(), netns, func() (err error) {

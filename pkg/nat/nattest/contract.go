@@ -20,7 +20,7 @@ type Harness struct {
 	Host Host
 	// Shell runs a script of the shell in a namespace and returns what it
 	// prints. It fails the test if a command of it fails.
-	Shell  func(t *testing.T, netns, script string) string
+	Shell  func(t testing.TB, netns, script string) string
 	New    func(t *testing.T) nat.Backend // on Host
 	Faults []Fault
 	// Foreign puts rules of other programs beside ours; Dump prints all
@@ -33,7 +33,7 @@ func Samples() map[string]desired.NAT {
 	tunnel := peer1.gate4
 	return map[string]desired.NAT{
 		"function host": {
-			SNAT:    []desired.SNAT{{Out: "vpx-+", To: tunnel, Except: []netip.Addr{tunnel}}},
+			SNAT:    []desired.SNAT{{Out: "vpx-+", To: tunnel, Except: []netip.Addr{tunnel, pod.gate4}}},
 			Clamp:   []desired.Clamp{{Link: "vpx-+", MTU: 1472}},
 			Forward: []desired.Forward{{Out: "vpx-+"}},
 			Guarded: []string{"vpx-+"},

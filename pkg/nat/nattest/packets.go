@@ -13,20 +13,23 @@ import (
 )
 
 func functionHost(t *testing.T, h Harness, b nat.Backend) {
-	write(t, b, Samples()["function host"])
-	tunnel := peer1.gate4
-	far := serve(t, h.Host, peer1.name, peer1.v4)
-	wantSource(t, h.Host, pod, far, tunnel)
-	wantSource(t, h.Host, node{name: Netns}, far, tunnel) // its own address, excepted
+	far, far6 := serve(t, h.Host, peer1.name, peer1.v4), serve(t, h.Host, peer1.name, peer1.v6)
+	closed := []netip.AddrPort{serve(t, h.Host, pod.name, pod.v4), serve(t, h.Host, Netns, peer1.gate4), serve(t, h.Host, peer2.name, peer2.v4)}
+	wantOpen(t, h.Host, peer1, closed...)
+	wantOpen(t, h.Host, pod, far, far6)
 
+	write(t, b, Samples()["function host"])
+	wantSource(t, h.Host, pod, far, peer1.gate4)
+	// Its own addresses stay, whichever they are.
+	wantSource(t, h.Host, node{name: Netns}, far, peer1.gate4)
+	wantSource(t, h.Host, node{name: Netns, v4: pod.gate4}, far, pod.gate4)
 	// The other side opens nothing, neither toward pods, nor this machine,
 	// nor another tunnel.
-	wantRefused(t, h.Host, peer1, serve(t, h.Host, pod.name, pod.v4),
-		serve(t, h.Host, Netns, peer1.gate4), serve(t, h.Host, peer2.name, peer2.v4))
+	wantRefused(t, h.Host, peer1, closed...)
 	// A link that is not guarded is nobody's business.
 	wantSource(t, h.Host, pod, serve(t, h.Host, vpc.name, vpc.v4), pod.v4)
 	// There is no IPv6 translation toward tunnels, so IPv6 stays away.
-	wantRefused(t, h.Host, pod, serve(t, h.Host, peer1.name, peer1.v6))
+	wantRefused(t, h.Host, pod, far6)
 
 	inject(t, h.Host, pod, peer1.v4)
 	got := counts(t, b)
@@ -43,18 +46,25 @@ func functionHost(t *testing.T, h Harness, b nat.Backend) {
 }
 
 func proxy(t *testing.T, h Harness, b nat.Backend) {
-	for name, source := range map[string][2]netip.Addr{
-		"proxy with HaVip": {vpc.gate4, vpc.gate6},
-		"lone proxy":       {vpc.gate4, vpc.gate6},
-	} {
+	far, far6 := serve(t, h.Host, vpc.name, vpc.v4), serve(t, h.Host, vpc.name, vpc.v6)
+	fromVPC := []netip.AddrPort{
+		serve(t, h.Host, peer1.name, peer1.v4), serve(t, h.Host, peer1.name, peer1.v6), serve(t, h.Host, pod.name, pod.v4),
+		serve(t, h.Host, Netns, vpc.gate4), serve(t, h.Host, Netns, vpc.gate6), serve(t, h.Host, Netns, peer1.gate4),
+	}
+	// The tunnel's side reaches the ENI and nothing else.
+	fromTunnel := []netip.AddrPort{serve(t, h.Host, pod.name, pod.v4), serve(t, h.Host, Netns, peer1.gate4)}
+	wantOpen(t, h.Host, vpc, fromVPC...)
+	wantOpen(t, h.Host, peer1, fromTunnel...)
+	for _, name := range []string{"proxy with HaVip", "lone proxy"} {
 		write(t, b, Samples()[name])
-		wantSource(t, h.Host, peer1, serve(t, h.Host, vpc.name, vpc.v4), source[0])
-		wantSource(t, h.Host, peer1, serve(t, h.Host, vpc.name, vpc.v6), source[1])
-		wantRefused(t, h.Host, vpc,
-			serve(t, h.Host, peer1.name, peer1.v4), serve(t, h.Host, peer1.name, peer1.v6), serve(t, h.Host, pod.name, pod.v4),
-			serve(t, h.Host, Netns, vpc.gate4), serve(t, h.Host, Netns, vpc.gate6), serve(t, h.Host, Netns, peer1.gate4))
-		// The tunnel's side reaches the ENI and nothing else.
-		wantRefused(t, h.Host, peer1, serve(t, h.Host, pod.name, pod.v4), serve(t, h.Host, Netns, peer1.gate4))
+		// What the neighbors have learned of each other does not help.
+		for _, n := range []string{Netns, vpc.name} {
+			h.Shell(t, n, "ip neigh flush all")
+		}
+		wantSource(t, h.Host, peer1, far, vpc.gate4)
+		wantSource(t, h.Host, peer1, far6, vpc.gate6)
+		wantRefused(t, h.Host, vpc, fromVPC...)
+		wantRefused(t, h.Host, peer1, fromTunnel...)
 		remove(t, b)
 	}
 }
@@ -96,7 +106,7 @@ func pathMTU(t *testing.T, h Harness, b nat.Backend) {
 	h.Shell(t, Netns, "ip route add 172.16.200.0/24 via "+vpc.v4.String())
 	to := serve(t, h.Host, "far", netip.MustParseAddr("172.16.200.5"))
 
-	c, err := dial(t.Context(), h.Host, peer1.name, to, patience)
+	c, err := dial(t.Context(), h.Host, peer1, to, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +125,7 @@ func clamps(t *testing.T, h Harness, b nat.Backend) {
 		serve(t, h.Host, vpc.name, vpc.v4): mtu - 40 - 12, // 12: the timestamp option
 		serve(t, h.Host, vpc.name, vpc.v6): mtu - 60 - 12,
 	} {
-		c, err := dial(t.Context(), h.Host, peer1.name, to, patience)
+		c, err := dial(t.Context(), h.Host, peer1, to, patience)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -143,7 +153,7 @@ func replacesUnderTraffic(t *testing.T, h Harness, b nat.Backend) {
 
 	packets := sniff(t, h.Host, vpc)
 	to := serve(t, h.Host, vpc.name, vpc.v4)
-	long, err := dial(t.Context(), h.Host, peer1.name, to, patience)
+	long, err := dial(t.Context(), h.Host, peer1, to, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +202,7 @@ func connect(t *testing.T, h Host, from node, to netip.AddrPort, stop <-chan str
 			return r
 		default:
 		}
-		c, err := dial(t.Context(), h, from.name, to, time.Second)
+		c, err := dial(t.Context(), h, from, to, time.Second)
 		if err != nil {
 			r.errs = append(r.errs, err)
 			continue

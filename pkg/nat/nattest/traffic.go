@@ -68,11 +68,14 @@ type client struct {
 	serverMSS int        // bytes in the segments that the server sends
 }
 
-// dial connects from a namespace.
-func dial(ctx context.Context, h Host, from string, to netip.AddrPort, limit time.Duration) (client, error) {
+// dial connects from a node, to IPv4 servers from the address that it names.
+func dial(ctx context.Context, h Host, from node, to netip.AddrPort, limit time.Duration) (client, error) {
 	var c client
-	err := h.Run(ctx, from, func() (err error) {
-		d := net.Dialer{Timeout: limit}
+	d := net.Dialer{Timeout: limit}
+	if from.v4.IsValid() && to.Addr().Is4() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from.v4, 0))
+	}
+	err := h.Run(ctx, from.name, func() (err error) {
 		c.Conn, err = d.DialContext(ctx, "tcp", to.String())
 		return err
 	})
@@ -119,7 +122,7 @@ func sendMSS(c net.Conn) (int, error) {
 // wantSource checks that a connection succeeds with this source.
 func wantSource(t *testing.T, h Host, from node, to netip.AddrPort, source netip.Addr) {
 	t.Helper()
-	c, err := dial(t.Context(), h, from.name, to, patience)
+	c, err := dial(t.Context(), h, from, to, patience)
 	if err != nil {
 		t.Errorf("%s → %s: %v", from.name, to, err)
 		return
@@ -130,13 +133,25 @@ func wantSource(t *testing.T, h Host, from node, to netip.AddrPort, source netip
 	}
 }
 
+// wantOpen checks that connections to all servers come about.
+func wantOpen(t *testing.T, h Host, from node, servers ...netip.AddrPort) {
+	t.Helper()
+	for _, to := range servers {
+		c, err := dial(t.Context(), h, from, to, patience)
+		if err != nil {
+			t.Fatalf("%s → %s: %v; the test would show nothing", from.name, to, err)
+		}
+		_ = c.Close()
+	}
+}
+
 // wantRefused checks that no connection to any of the servers comes about.
 func wantRefused(t *testing.T, h Host, from node, servers ...netip.AddrPort) {
 	t.Helper()
 	var all sync.WaitGroup
 	for _, to := range servers {
 		all.Go(func() {
-			c, err := dial(t.Context(), h, from.name, to, refusal)
+			c, err := dial(t.Context(), h, from, to, refusal)
 			if err == nil {
 				_ = c.Close()
 				t.Errorf("%s → %s: connected, and the server saw %s; want nothing to pass", from.name, to, c.source)
