@@ -19,7 +19,7 @@ var (
 )
 
 func (v *view) attachmentRow(o *intent.Attachment, wide bool) []string {
-	ready, all := v.ready(o.ObjectName())
+	ready, all := v.ready(o)
 	row := append(attachmentBasics(o), fmt.Sprintf("%d/%d", ready, all))
 	return pick(wide, row, attachmentDetails(o))
 }

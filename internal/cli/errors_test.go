@@ -139,6 +139,32 @@ func TestStatusWithoutController(t *testing.T) {
 	}
 }
 
+func TestStatusTellsWhatIsHeld(t *testing.T) {
+	b := newBench(t)
+	b.control.status.Held = "2 of 3 attachments are gone from the store"
+	b.control.status.Nodes[0].Held = "2 of 3 attachments are gone from the intent"
+	b.control.status.Nodes[2].InSync = false
+	_, out, _ := b.run("status")
+	for _, want := range []string{
+		"Held:          2 of 3 attachments are gone from the store; `vpcproxyctl controller confirm-removal` accepts it\n",
+		"  host-a    function           holding        ",
+		"  proxy-a   proxy,controller   working        ",
+		"  host-a: 2 of 3 attachments are gone from the intent; `vpcproxyctl node confirm-removal` on that machine accepts it\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+func TestNeverSeenNode(t *testing.T) {
+	b := newBench(t)
+	b.control.status.Nodes[1] = &apiv1.NodeReport{Node: "host-b"}
+	if _, out, _ := b.run("get", "node", "host-b"); !strings.Contains(out, "host-b   function   never seen   192.168.80.9   -\n") {
+		t.Errorf("got\n%s", out)
+	}
+}
+
 func TestCleanup(t *testing.T) {
 	b := newBench(t)
 	code, _, stderr := b.run("node", "cleanup", "--yes")

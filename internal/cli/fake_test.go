@@ -207,7 +207,7 @@ func newFakeControl() *fakeControl {
 		Roles: []intent.Role{intent.RoleFunction}, UnderlayAddress: netip.MustParseAddr("192.168.80.8"), PodCIDRs: prefixes("10.244.1.0/24"),
 	}, Status: intent.NodeStatus{TunnelAddress: netip.MustParseAddr("100.64.0.8")}})
 	f.set.Put(&intent.Node{TypeMeta: meta(intent.KindNode), Metadata: intent.Metadata{Name: "host-b", Revision: 4}, Spec: intent.NodeSpec{
-		Roles: []intent.Role{intent.RoleFunction}, UnderlayAddress: netip.MustParseAddr("192.168.80.9"),
+		Roles: []intent.Role{intent.RoleFunction}, UnderlayAddress: netip.MustParseAddr("192.168.80.9"), PodCIDRs: prefixes("10.244.2.0/24"),
 	}})
 	f.set.Put(&intent.Node{TypeMeta: meta(intent.KindNode), Metadata: intent.Metadata{Name: "proxy-a", Revision: 5}, Spec: intent.NodeSpec{
 		Roles: []intent.Role{intent.RoleProxy, intent.RoleController}, UnderlayAddress: netip.MustParseAddr("192.168.4.100"), UnderlayCIDRs: prefixes("192.168.4.0/24"),

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -66,11 +67,11 @@ func (a *app) some(ctx context.Context, client vpcproxyv1alpha1connect.ControlSe
 	return []intent.Object{o}, err
 }
 
-// view is what nodes report, by node.
+// view is all objects, and what nodes report of them.
 type view struct {
 	*app
-	status      *apiv1.StatusResponse
-	attachments []intent.Object
+	status *apiv1.StatusResponse
+	set    intent.Set
 }
 
 func (a *app) view(ctx context.Context, client vpcproxyv1alpha1connect.ControlServiceClient) (*view, error) {
@@ -78,11 +79,17 @@ func (a *app) view(ctx context.Context, client vpcproxyv1alpha1connect.ControlSe
 	if err != nil {
 		return nil, a.controlError(err)
 	}
-	list, err := a.list(ctx, client, intent.KindAttachment)
-	if err != nil {
-		return nil, err
+	v := &view{app: a, status: resp.Msg}
+	for _, k := range intent.Kinds {
+		objects, err := a.list(ctx, client, k)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range objects {
+			v.set.Put(o)
+		}
 	}
-	return &view{a, resp.Msg, list}, nil
+	return v, nil
 }
 
 // report returns what a node has reported, or nil.
@@ -95,18 +102,26 @@ func (v *view) report(node string) *apiv1.NodeReport {
 	return nil
 }
 
-// ready counts the nodes that report on an attachment, and those of them that
-// have it in place.
-func (v *view) ready(attachment string) (ready, all int) {
-	for _, n := range v.status.GetNodes() {
-		for _, r := range n.GetAttachments() {
-			if r.GetName() != attachment {
-				continue
-			}
-			all++
-			if r.GetReady() && n.GetConnected() {
-				ready++
-			}
+// ready counts the nodes that have a part in an attachment, as proxy or as
+// function host, and those of them that have it in place.
+func (v *view) ready(at *intent.Attachment) (ready, all int) {
+	count := func(node string, role intent.Role) {
+		all++
+		r := v.report(node)
+		if r.GetConnected() && slices.ContainsFunc(r.GetAttachments(), func(a *apiv1.AttachmentReport) bool {
+			return a.GetName() == at.ObjectName() && a.GetRole() == string(role) && a.GetReady()
+		}) {
+			ready++
+		}
+	}
+	if g := v.set.Group(at.Spec.Group); g != nil {
+		for _, m := range g.Spec.Members {
+			count(m.Node, intent.RoleProxy)
+		}
+	}
+	for _, n := range v.set.Nodes {
+		if at.Uses(n) {
+			count(n.ObjectName(), intent.RoleFunction)
 		}
 	}
 	return ready, all

@@ -28,8 +28,8 @@ func members(g *intent.ProxyGroup) string {
 // served returns the attachments that a group serves.
 func (v *view) served(group string) []*intent.Attachment {
 	var out []*intent.Attachment
-	for _, o := range v.attachments {
-		if at, ok := o.(*intent.Attachment); ok && at.Spec.Group == group {
+	for _, at := range v.set.Attachments {
+		if at.Spec.Group == group {
 			out = append(out, at)
 		}
 	}

@@ -153,12 +153,12 @@ func (v *view) platform() []byte {
 	var d description
 	d.field("Controller", fmt.Sprintf("%s, version %s, revision %d", v.controller, v.status.GetVersion(), v.status.GetRevision()))
 	inPlace := 0
-	for _, o := range v.attachments {
-		if ready, all := v.ready(o.ObjectName()); all > 0 && ready == all {
+	for _, o := range v.set.Attachments {
+		if ready, all := v.ready(o); all > 0 && ready == all {
 			inPlace++
 		}
 	}
-	d.field("Attachments", fmt.Sprintf("%d, of which %d in place everywhere", len(v.attachments), inPlace))
+	d.field("Attachments", fmt.Sprintf("%d, of which %d in place everywhere", len(v.set.Attachments), inPlace))
 	connected, inSync := 0, 0
 	for _, n := range v.status.GetNodes() {
 		if n.GetConnected() {

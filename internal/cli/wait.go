@@ -111,10 +111,10 @@ func (p *progress) nodeState(n *apiv1.NodeProgress) string {
 		return "in place"
 	case n.GetReady():
 		return "removed"
-	case !n.GetConnected():
-		return "is not connected to the controller"
 	case n.GetMessage() != "":
 		return n.GetMessage()
+	case !n.GetConnected():
+		return "is not connected to the controller"
 	}
 	return "working"
 }
