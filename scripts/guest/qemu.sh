@@ -103,6 +103,7 @@ qemu_run() {
 		stty "$saved_tty" </dev/tty
 	else
 		setsid "${qemu[@]}" </dev/null >/dev/null 2>"$state/qemu.log" &
+		# shellcheck disable=SC2034 # scripts/lab waits for it
 		child=$!
 		# Opened for reading too, so that writing to it never blocks.
 		exec 8<>"$state/signals.in"
