@@ -106,12 +106,7 @@ func start(t *testing.T, opts ...option) *rig {
 
 func startOn(t *testing.T, prefix string, opts ...option) *rig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ctl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	addr, err := transport.ParseAddress("unix://" + filepath.Join(dir, "c.sock"))
+	addr, err := transport.ParseAddress("unix://" + filepath.Join(t.TempDir(), "c.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}

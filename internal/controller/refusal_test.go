@@ -164,7 +164,7 @@ func TestBadRequests(t *testing.T) {
 
 func problemsOf(t *testing.T, err error) (list []*apiv1.FieldProblem) {
 	t.Helper()
-	ce, ok := err.(*connect.Error) //nolint:errorlint // it is what answer returns
+	ce, ok := err.(*connect.Error)
 	if !ok {
 		t.Fatalf("%T is no connect.Error", err)
 	}

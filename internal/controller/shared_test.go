@@ -110,31 +110,31 @@ func (f *flaky) lose(err error) {
 	f.lost = make(chan struct{})
 }
 
-func (f *flaky) state() (error, <-chan struct{}) { //nolint:revive // not an error of the function
+func (f *flaky) state() (<-chan struct{}, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.err, f.lost
+	return f.lost, f.err
 }
 
 // String implements store.Store.
 func (f *flaky) String() string { return "flaky store" }
 
 func (f *flaky) Load(ctx context.Context) ([]store.Entry, int64, error) {
-	if err, _ := f.state(); err != nil {
+	if _, err := f.state(); err != nil {
 		return nil, 0, err
 	}
 	return f.Store.Load(ctx)
 }
 
 func (f *flaky) Txn(ctx context.Context, c []store.Compare, o []store.Op) (int64, error) {
-	if err, _ := f.state(); err != nil {
+	if _, err := f.state(); err != nil {
 		return 0, err
 	}
 	return f.Store.Txn(ctx, c, o)
 }
 
 func (f *flaky) Watch(ctx context.Context, from int64, fn func([]store.Event) error) error {
-	err, lost := f.state()
+	lost, err := f.state()
 	if err != nil {
 		return err
 	}

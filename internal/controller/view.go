@@ -59,24 +59,19 @@ func (c *Controller) follow(ctx context.Context) error {
 	var g guard
 	wait, away := retryMin, false
 	for ctx.Err() == nil {
-		entries, revision, err := c.store.Load(ctx)
-		if err == nil {
+		err := c.readAndWatch(ctx, &g, func() {
 			if away {
 				c.log.Info("store is back", "store", c.store)
 			}
 			wait, away = retryMin, false
-			c.mirror.load(entries, revision, c.log)
-			c.publish(&g)
-			err = c.watch(ctx, revision+1, &g)
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		if errors.Is(err, store.ErrCompacted) {
+		})
+		switch {
+		case ctx.Err() != nil:
+			continue // the end
+		case errors.Is(err, store.ErrCompacted):
 			c.log.Info("store is listed again", "store", c.store, "because", err)
 			continue
-		}
-		if !away {
+		case !away:
 			c.log.Warn("store is away; what was read stays in force", "store", c.store, "err", err)
 		}
 		away = true
@@ -87,6 +82,19 @@ func (c *Controller) follow(ctx context.Context) error {
 		wait = min(2*wait, retryMax)
 	}
 	return nil
+}
+
+// readAndWatch reads the whole store, calls back, and follows its changes until
+// that fails.
+func (c *Controller) readAndWatch(ctx context.Context, g *guard, read func()) error {
+	entries, revision, err := c.store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	read()
+	c.mirror.load(entries, revision, c.log)
+	c.publish(g)
+	return c.watch(ctx, revision+1, g)
 }
 
 // watch follows changes. Events come from a goroutine of the store; they are

@@ -146,7 +146,7 @@ func TestDecodeNumbers(t *testing.T) {
 func fieldErrors(t *testing.T, err error) []*intent.FieldError {
 	t.Helper()
 	var fe *intent.FieldError
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // walks the tree itself
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var list []*intent.FieldError
 		for _, e := range joined.Unwrap() {
 			list = append(list, fieldErrors(t, e)...)
@@ -160,7 +160,13 @@ func fieldErrors(t *testing.T, err error) []*intent.FieldError {
 }
 
 // wantField checks that an error is about a field, among others perhaps.
-func wantField(t *testing.T, err error, field, text string) *intent.FieldError {
+func wantField(t *testing.T, err error, field, text string) {
+	t.Helper()
+	fieldError(t, err, field, text)
+}
+
+// fieldError returns the error about a field.
+func fieldError(t *testing.T, err error, field, text string) *intent.FieldError {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("no error; want one about %s", field)
@@ -201,7 +207,7 @@ func TestDecodeRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := intent.DecodeJSON([]byte(c.text))
-			fe := wantField(t, err, c.field, c.problem)
+			fe := fieldError(t, err, c.field, c.problem)
 			if strings.HasPrefix(c.text, head) && fe.Object != "Attachment/x" {
 				t.Errorf("error is about %q; want Attachment/x", fe.Object)
 			}

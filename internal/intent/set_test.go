@@ -153,7 +153,7 @@ func TestCheck(t *testing.T) {
 					if err != nil {
 						t.Fatalf("refused: %v", err)
 					}
-				} else if fe := wantField(t, err, c.field, c.problem); fe.Reason != c.reason {
+				} else if fe := fieldError(t, err, c.field, c.problem); fe.Reason != c.reason {
 					t.Errorf("reason %v; want %v", fe.Reason, c.reason)
 				}
 				if c.warning == "" && len(warnings) > 0 || c.warning != "" && (len(warnings) != 1 || !strings.Contains(warnings[0], c.warning)) {
@@ -187,7 +187,7 @@ func TestCheckScopeHost(t *testing.T) {
 				}
 				return
 			}
-			if fe := wantField(t, err, c.field, "h1"); fe.Reason != intent.Conflict {
+			if fe := fieldError(t, err, c.field, "h1"); fe.Reason != intent.Conflict {
 				t.Errorf("reason %v; want Conflict", fe.Reason)
 			}
 		})

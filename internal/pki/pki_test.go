@@ -314,14 +314,14 @@ func TestHandshake(t *testing.T) {
 	t.Run("no client certificate", func(t *testing.T) {
 		conf := load(t, node).ClientConfig("127.0.0.1")
 		conf.Certificates = nil
-		if err, _ := dial(t, load(t, server).ServerConfig(), conf); err == nil { //nolint:revive // the server's error is first
+		if err, _ := dial(t, load(t, server).ServerConfig(), conf); err == nil {
 			t.Error("the server talks to a client without a certificate")
 		}
 	})
 	t.Run("TLS 1.2", func(t *testing.T) {
 		conf := load(t, node).ClientConfig("127.0.0.1")
 		conf.MinVersion, conf.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
-		if err, _ := dial(t, load(t, server).ServerConfig(), conf); err == nil { //nolint:revive // the server's error is first
+		if err, _ := dial(t, load(t, server).ServerConfig(), conf); err == nil {
 			t.Error("the server speaks TLS 1.2")
 		}
 	})
@@ -338,7 +338,7 @@ func TestHandshake(t *testing.T) {
 		}
 		conf := load(t, node).ClientConfig("127.0.0.1")
 		conf.Certificates = []tls.Certificate{cert}
-		if err, _ := dial(t, load(t, server).ServerConfig(), conf); !errors.Is(err, ErrNoIdentity) { //nolint:revive // the server's error is first
+		if err, _ := dial(t, load(t, server).ServerConfig(), conf); !errors.Is(err, ErrNoIdentity) {
 			t.Errorf("the server says %v; want ErrNoIdentity", err)
 		}
 	})

@@ -30,26 +30,11 @@ func open(t *testing.T, dir, prefix string, log *slog.Logger) *store.Etcd {
 	return s
 }
 
-// shortDir is a t.TempDir that fits in the path of a unix socket.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "store")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func prefixOf(t *testing.T) string { return "/" + strings.ReplaceAll(t.Name(), "/", "-") + "/" }
 
 // The contract, on the embedded server and on the same as an external one.
 func TestContract(t *testing.T) {
-	dir := shortDir(t)
+	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	open(t, dir, "", log)
 	t.Run("External", func(t *testing.T) {
@@ -67,12 +52,12 @@ func TestContract(t *testing.T) {
 		})
 	})
 	t.Run("Embedded", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T) store.Store { return open(t, shortDir(t), prefixOf(t), log) })
+		storetest.Run(t, func(t *testing.T) store.Store { return open(t, t.TempDir(), prefixOf(t), log) })
 	})
 }
 
 func TestWatchOfCompactedRevision(t *testing.T) {
-	dir := shortDir(t)
+	dir := t.TempDir()
 	s := open(t, dir, "", slog.New(slog.DiscardHandler))
 	var last int64
 	for range 5 {
@@ -105,7 +90,7 @@ func compact(t *testing.T, dir string, rev int64) {
 }
 
 func TestEmbeddedSurvivesRestart(t *testing.T) {
-	dir := shortDir(t)
+	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	s, err := store.Open(t.Context(), store.Embedded{Dir: dir}, log)
 	if err != nil {
@@ -125,7 +110,7 @@ func TestEmbeddedSurvivesRestart(t *testing.T) {
 }
 
 func TestEmbeddedIsPrivateAndQuiet(t *testing.T) {
-	dir := filepath.Join(shortDir(t), "etcd")
+	dir := filepath.Join(t.TempDir(), "etcd")
 	var out strings.Builder
 	s, err := store.Open(t.Context(), store.Embedded{Dir: dir}, slog.New(slog.NewTextHandler(&out, nil)))
 	if err != nil {

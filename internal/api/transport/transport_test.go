@@ -69,16 +69,6 @@ func mustParse(t *testing.T, s string) Address {
 	return a
 }
 
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "tr")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 // serve answers every request with who asked and by which protocol; a request
 // of /stream goes on until its end. It returns the address.
 func serve(t *testing.T, a Address, creds *pki.Credentials) Address {
@@ -138,7 +128,7 @@ func newTestClient(t *testing.T, a Address, creds *pki.Credentials) Client {
 }
 
 func TestUnixSocket(t *testing.T) {
-	path := filepath.Join(shortDir(t), "run", "c.sock")
+	path := filepath.Join(t.TempDir(), "run", "c.sock")
 	a := serve(t, mustParse(t, "unix://"+path), nil)
 	got, err := get(t, newTestClient(t, a, nil), "/")
 	if want := fmt.Sprintf("uid/%d HTTP/2.0\n", os.Geteuid()); err != nil || got != want {
@@ -162,12 +152,12 @@ func TestUnixSocket(t *testing.T) {
 }
 
 func TestStaleSocket(t *testing.T) {
-	path := filepath.Join(shortDir(t), "c.sock")
-	l, err := net.Listen("unix", path)
+	path := filepath.Join(t.TempDir(), "c.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:forcetypeassert // it is one
+	l.SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +165,7 @@ func TestStaleSocket(t *testing.T) {
 	if _, err := get(t, newTestClient(t, a, nil), "/"); err != nil {
 		t.Errorf("a stale socket was not replaced: %v", err)
 	}
-	file := filepath.Join(shortDir(t), "file")
+	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +204,7 @@ func TestOtherUsersAreTurnedAway(t *testing.T) {
 		t.Skip("needs root, to run a process as another user")
 	}
 	const nobody = 65534
-	dir := shortDir(t)
+	dir := t.TempDir()
 	path := filepath.Join(dir, "c.sock")
 	serve(t, mustParse(t, "unix://"+path), nil)
 	binary := filepath.Join(dir, "client")
@@ -222,7 +212,7 @@ func TestOtherUsersAreTurnedAway(t *testing.T) {
 	for _, f := range []struct {
 		path string
 		mode os.FileMode
-	}{{dir, 0o755}, {path, 0o666}} { // even where the file's mode lets them
+	}{{filepath.Dir(dir), 0o755}, {dir, 0o755}, {path, 0o666}} { // even where the file's mode lets them
 		if err := os.Chmod(f.path, f.mode); err != nil {
 			t.Fatal(err)
 		}
@@ -418,7 +408,7 @@ func (h *hole) forward(to, from net.Conn) {
 
 // The end of the server ends streams at once.
 func TestServeEndsStreams(t *testing.T) {
-	a := mustParse(t, "unix://"+filepath.Join(shortDir(t), "c.sock"))
+	a := mustParse(t, "unix://"+filepath.Join(t.TempDir(), "c.sock"))
 	l, err := Listen(t.Context(), a, nil, quiet)
 	if err != nil {
 		t.Fatal(err)
