@@ -73,6 +73,28 @@ func TestRender(t *testing.T) {
 	}
 }
 
+func TestRemoveCommands(t *testing.T) {
+	got := strings.Join(Render(desired.NAT{SNAT: []desired.SNAT{{Out: "eth1"}}, Clamp: []desired.Clamp{{Link: "a", MTU: 1400}}}).RemoveCommands(), "\n")
+	want := `ip6tables -t filter -D FORWARD -m comment --comment "vpcproxy: guarded links" -j VPCPROXY-FORWARD
+ip6tables -t filter -F VPCPROXY-FORWARD
+ip6tables -t filter -X VPCPROXY-FORWARD
+ip6tables -t mangle -D FORWARD -m comment --comment "vpcproxy: TCP segment size" -j VPCPROXY-MSS
+ip6tables -t mangle -F VPCPROXY-MSS
+ip6tables -t mangle -X VPCPROXY-MSS
+iptables -t filter -D FORWARD -m comment --comment "vpcproxy: guarded links" -j VPCPROXY-FORWARD
+iptables -t filter -F VPCPROXY-FORWARD
+iptables -t filter -X VPCPROXY-FORWARD
+iptables -t mangle -D FORWARD -m comment --comment "vpcproxy: TCP segment size" -j VPCPROXY-MSS
+iptables -t mangle -F VPCPROXY-MSS
+iptables -t mangle -X VPCPROXY-MSS
+iptables -t nat -D POSTROUTING -m comment --comment "vpcproxy: source NAT" -j VPCPROXY-POSTROUTING
+iptables -t nat -F VPCPROXY-POSTROUTING
+iptables -t nat -X VPCPROXY-POSTROUTING`
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
 func TestRenderAllLeavesOutEmptySets(t *testing.T) {
 	host, empty := desired.NATKey{}, desired.NATKey{Netns: "vpx-a"}
 	got := RenderAll(map[desired.NATKey]desired.NAT{

@@ -21,6 +21,13 @@ const (
 // String returns "IPv4" or "IPv6".
 func (f Family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
 
+func (f Family) program() string {
+	if f == IPv6 {
+		return "ip6tables"
+	}
+	return "iptables"
+}
+
 func (f Family) other() Family {
 	if f == IPv4 {
 		return IPv6
@@ -92,13 +99,29 @@ func (s RuleSet) Commands() []string {
 			continue
 		}
 		p := k.Chain.Place()
-		program := map[Family]string{IPv4: "iptables", IPv6: "ip6tables"}[k.Family]
-		prefix := fmt.Sprintf("%s -t %s", program, p.Table)
+		prefix := k.Family.program() + " -t " + p.Table
 		out = append(out, fmt.Sprintf("%s -N %s", prefix, k.Chain))
 		for _, r := range rules {
 			out = append(out, fmt.Sprintf("%s -A %s %s", prefix, k.Chain, r))
 		}
 		out = append(out, fmt.Sprintf("%s -I %s %s", prefix, p.Hook, p.Jump(k.Chain)))
+	}
+	return out
+}
+
+// RemoveCommands returns the commands that take the chains away.
+func (s RuleSet) RemoveCommands() []string {
+	var out []string
+	for _, k := range slices.Backward(Keys()) {
+		if _, ok := s.Rules[k]; !ok {
+			continue
+		}
+		p := k.Chain.Place()
+		prefix := k.Family.program() + " -t " + p.Table
+		out = append(out,
+			fmt.Sprintf("%s -D %s %s", prefix, p.Hook, p.Jump(k.Chain)),
+			fmt.Sprintf("%s -F %s", prefix, k.Chain),
+			fmt.Sprintf("%s -X %s", prefix, k.Chain))
 	}
 	return out
 }

@@ -73,9 +73,10 @@ func (b *Backend) Write(ctx context.Context, netns string, want nat.RuleSet) err
 		return fmt.Errorf("iptables: rules for namespace %q are refused: %w", netns, err)
 	}
 	err := b.in(ctx, netns, "write rules", func() error {
+		fresh := b.knowsNothingOf(netns)
 		var errs []error
 		for _, f := range families {
-			err := b.writeFamily(ctx, netns, f, want)
+			err := b.writeFamily(ctx, netns, f, want, fresh)
 			errs = append(errs, err)
 			if errors.Is(err, ErrBusy) || ctx.Err() != nil {
 				break // the other family would fail likewise
@@ -89,22 +90,27 @@ func (b *Backend) Write(ctx context.Context, netns string, want nat.RuleSet) err
 	return err
 }
 
-func (b *Backend) writeFamily(ctx context.Context, netns string, f nat.Family, want nat.RuleSet) error {
-	v, err := b.look(ctx, f)
-	if err != nil {
-		return err
-	}
+// writeFamily writes one family's tables. fresh says that they hold nothing of
+// ours, so that nothing has to be read.
+func (b *Backend) writeFamily(ctx context.Context, netns string, f nat.Family, want nat.RuleSet, fresh bool) error {
 	chains := wanted{}
 	for k, rules := range want.Rules {
 		if k.Family == f {
 			chains[k.Chain] = rules
 		}
 	}
-	if v.absent {
+	if f == nat.IPv6 && !hasIPv6() {
 		if _, ok := chains[nat.Postrouting]; ok {
 			return errors.New("IPv6 source NAT is wanted, but the kernel has no IPv6 here; enable it or use IPv4 addresses")
 		}
 		return nil
+	}
+	var v view
+	if !fresh {
+		var err error
+		if v, err = b.look(ctx, f); err != nil {
+			return err
+		}
 	}
 	moved := map[nat.Key]string{}
 	text := script(v.inUse, chains, func(c nat.Chain, shadow string) bool {

@@ -12,16 +12,12 @@ import (
 
 // view is what one family's tables hold, in both variants.
 type view struct {
-	absent bool // the kernel has no such family here
-	inUse  []table
-	other  []table
+	inUse []table
+	other []table
 }
 
 // look reads one family on the calling thread's namespace.
 func (b *Backend) look(ctx context.Context, f nat.Family) (view, error) {
-	if f == nat.IPv6 && !hasIPv6() {
-		return view{absent: true}, nil
-	}
 	var v view
 	var err error
 	if v.inUse, err = b.inUse.dump(ctx, f, false); err != nil {
@@ -77,17 +73,31 @@ func (b *Backend) find(ctx context.Context, netns string) (finding, error) {
 	}
 	f := finding{rules: map[nat.Key][]nat.Rule{}, faults: map[nat.Key]fault{}}
 	for _, family := range families {
+		if family == nat.IPv6 && !hasIPv6() {
+			f.noIPv6 = true
+			continue
+		}
 		v, err := b.look(ctx, family)
 		if err != nil {
 			return f, err
 		}
-		f.noIPv6 = f.noIPv6 || v.absent
 		f.add(family, v)
 	}
 	if stampErr == nil {
 		b.seen.put(netns, now, f)
 	}
 	return f, nil
+}
+
+// knowsNothingOf says whether the calling thread's namespace is known to hold
+// nothing of ours now.
+func (b *Backend) knowsNothingOf(netns string) bool {
+	now, err := takeStamp()
+	if err != nil {
+		return false
+	}
+	f, ok := b.seen.get(netns, now)
+	return ok && len(f.rules)+len(f.strays) == 0
 }
 
 // add notes what one family's tables hold.
