@@ -145,16 +145,13 @@ func (e *ENIs) Upsert(ctx context.Context, k desired.ENIKey, want desired.ENI) e
 		return err
 	}
 	there, err := find(ctx, h, want.MAC, k.Name)
-	switch {
-	case errors.Is(err, kernel.ErrNotFound):
+	if errors.Is(err, kernel.ErrNotFound) {
 		if err := e.evict(ctx, k); err != nil {
 			return err
 		}
 		if f, err = e.depart(ctx, k, want, f); err == nil {
 			there, err = find(ctx, h, want.MAC, k.Name)
 		}
-	case err == nil && f != nil && f.Phase == leaving:
-		f.Phase = arriving // it is wanted again
 	}
 	if err != nil {
 		return err

@@ -194,6 +194,9 @@ func TestENIAddressMayBeReplaced(t *testing.T) {
 			ok(b.t, h.DeleteAddress(b.t.Context(), kernel.Address{Link: l.Index, Prefix: netip.MustParsePrefix(p)}))
 		}
 		engine.Apply(wantedENI)
+		// Even when there is something to put back.
+		ok(b.t, h.SetLinkUp(b.t.Context(), l.Index, false), h.SetLinkUp(b.t.Context(), l.Index, true))
+		engine.Apply(wantedENI)
 		engine.Apply(enis{})
 		has := b.has("", "eth1")
 		if !slices.Contains(has, "172.16.101.20/24") || slices.Contains(has, "172.16.101.10/24") || !slices.Contains(has, "fd00:101::10/64") {
@@ -263,6 +266,49 @@ func TestENIUnderEveryCrash(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestENIIsWantedUnderAnotherName(t *testing.T) {
+	eachBench(t, func(b *bench) {
+		engine := b.engine()
+		engine.Apply(wantedENI)
+		engine.Apply(enis{{Netns: "vpx-a", Name: "wan0"}: {MAC: mac1}})
+		b.at("vpx-a", "wan0")
+		engine.Apply(enis{})
+		b.at("", "eth1")
+	})
+}
+
+func TestBareENIIsKeptUp(t *testing.T) {
+	eachBench(t, func(b *bench) {
+		b.Plug(b.t, "eth2", mac2)
+		want := enis{{Netns: "vpx-a", Name: "eth2"}: {MAC: mac2}}
+		engine := b.engine()
+		engine.Apply(want)
+		ok(b.t, b.Open(b.t, "vpx-a").SetLinkUp(b.t.Context(), b.Link(b.t, "vpx-a", "eth2").Index, false))
+		engine.Apply(want)
+		if !b.Link(b.t, "vpx-a", "eth2").Up {
+			b.t.Error("the interface is down")
+		}
+	})
+}
+
+// Whoever takes an interface out by hand, when nobody wants it, and furnishes it
+// anew, means it.
+func TestENITakenOutByHand(t *testing.T) {
+	eachBench(t, func(b *bench) {
+		b.engine().Apply(wantedENI)
+		ok(b.t, b.Open(b.t, "vpx-a").MoveLink(b.t.Context(), b.Link(b.t, "vpx-a", "eth1").Index, ""))
+		h, l := b.Open(b.t, ""), b.Link(b.t, "", "eth1")
+		ok(b.t, h.AddAddress(b.t.Context(), kernel.Address{Link: l.Index, Prefix: prefix("192.0.2.50/24")}))
+		b.engine().Apply(enis{})
+		if has := b.has("", "eth1"); !slices.Equal(has, []string{"192.0.2.50/24"}) {
+			b.t.Errorf("has %q", has)
+		}
+		if f := b.files(); len(f) > 0 {
+			b.t.Errorf("files left: %q", f)
+		}
+	})
 }
 
 func TestENIServesElsewhere(t *testing.T) {

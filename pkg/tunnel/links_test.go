@@ -57,6 +57,19 @@ func TestLinksAreMade(t *testing.T) {
 	})
 }
 
+// replace puts a device in the place of another one: up, moved, with its alias.
+func replace(t *testing.T, m *machine.Machine, h kernel.Handle, l kernel.Link, change func(*kernel.GRE)) {
+	t.Helper()
+	ok(t, h.DeleteLink(t.Context(), l.Index))
+	g := *l.GRE
+	change(&g)
+	own := m.Open(t, "")
+	ok(t, own.CreateGRE(t.Context(), l.Name, g, l.MTU))
+	ok(t, own.MoveLink(t.Context(), m.Link(t, "", l.Name).Index, "vpx-a"))
+	index := m.Link(t, "vpx-a", l.Name).Index
+	ok(t, h.SetLinkAlias(t.Context(), index, l.Alias), h.SetLinkUp(t.Context(), index, true))
+}
+
 func TestLinksAreRepaired(t *testing.T) {
 	key := desired.LinkKey{Netns: "vpx-a", Name: "vpx-a"}
 	for name, tt := range map[string]struct {
@@ -91,10 +104,13 @@ func TestLinksAreRepaired(t *testing.T) {
 			ok(t, own.SetLinkName(t.Context(), m.Link(t, "", l.Name).Index, "tunnel"))
 		}, false},
 		"replaced by one with another key": {func(t *testing.T, m *machine.Machine, h kernel.Handle, l kernel.Link) {
-			ok(t, h.DeleteLink(t.Context(), l.Index))
-			g := *l.GRE
-			g.Key = 99
-			ok(t, h.CreateGRE(t.Context(), l.Name, g, l.MTU))
+			replace(t, m, h, l, func(g *kernel.GRE) { g.Key = 99 })
+		}, false},
+		"replaced by one with another TTL": {func(t *testing.T, m *machine.Machine, h kernel.Handle, l kernel.Link) {
+			replace(t, m, h, l, func(g *kernel.GRE) { g.TTL = 1 })
+		}, false},
+		"replaced by one without path MTU discovery": {func(t *testing.T, m *machine.Machine, h kernel.Handle, l kernel.Link) {
+			replace(t, m, h, l, func(g *kernel.GRE) { g.PMTUDisc = false })
 		}, false},
 		"namespace made anew": {func(t *testing.T, m *machine.Machine, h kernel.Handle, l kernel.Link) {
 			ok(t, m.DeleteNamespace(t.Context(), "vpx-a"), m.CreateNamespace(t.Context(), "vpx-a"))
@@ -211,9 +227,51 @@ func TestForeignLinkInTheWayIsLeftAlone(t *testing.T) {
 	})
 }
 
+// An Upsert by itself finishes a device that was made and not moved, but takes
+// none that is at work, and leaves nothing behind when the move fails.
+func TestHalfMadeLink(t *testing.T) {
+	machine.Each(t, func(t *testing.T, m *machine.Machine) {
+		want := wantedLinks(t, m)
+		k := desired.LinkKey{Netns: "vpx-a", Name: "vpx-a"}
+		kind, own := tunnel.NewLinks(m), m.Open(t, "")
+		g := kernel.GRE{Local: underlay, Keyed: true, Key: 7, TTL: 64, PMTUDisc: true}
+		ok(t, own.CreateGRE(t.Context(), k.Name, g, 1400))
+		index := m.Link(t, "", k.Name).Index
+		ok(t, own.SetLinkUp(t.Context(), index, true))
+		if err := kind.Upsert(t.Context(), k, want[k]); !errors.Is(err, kernel.ErrExists) {
+			t.Errorf("a device that is up: %v", err)
+		}
+		ok(t, own.SetLinkUp(t.Context(), index, false))
+		other := want[k]
+		other.TTL = 32
+		if err := kind.Upsert(t.Context(), k, other); !errors.Is(err, kernel.ErrExists) {
+			t.Errorf("a device that does not fit: %v", err)
+		}
+		ok(t, kind.Upsert(t.Context(), k, want[k]))
+		if l := m.Link(t, k.Netns, k.Name); !l.Up || l.Alias != want[k].Alias {
+			t.Errorf("%+v", l)
+		}
+		ok(t, kind.Delete(t.Context(), k, want[k]))
+		if m.Fake == nil {
+			return
+		}
+		injected := errors.New("injected")
+		m.Fake.Fail("MoveLink", 1, injected)
+		if err := kind.Upsert(t.Context(), k, want[k]); !errors.Is(err, injected) {
+			t.Errorf("got %v", err)
+		}
+		if _, err := own.LinkByName(t.Context(), k.Name); !errors.Is(err, kernel.ErrNotFound) {
+			t.Errorf("something is left: %v", err)
+		}
+	})
+}
+
 func TestDeletingAnAbsentLinkSucceeds(t *testing.T) {
 	machine.Each(t, func(t *testing.T, m *machine.Machine) {
 		kind := tunnel.NewLinks(m)
+		m.Plug(t, "vpx-x", mac1) // not a tunnel: not ours
+		ok(t, kind.Delete(t.Context(), desired.LinkKey{Name: "vpx-x"}, desired.Link{}))
+		m.Link(t, "", "vpx-x")
 		ok(t, kind.Delete(t.Context(), desired.LinkKey{Name: "vpx-a"}, desired.Link{}))
 		ok(t, kind.Delete(t.Context(), desired.LinkKey{Netns: "vpx-a", Name: "vpx-a"}, desired.Link{}))
 	})
