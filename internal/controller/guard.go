@@ -76,5 +76,5 @@ func (g *guard) reason(count int) string {
 		names = " (" + strings.Join(shown, ", ") + more + ")"
 	}
 	return fmt.Sprintf("%d of %d attachments vanished from the store without having been deleted%s; nodes keep what they had; "+
-		"restore the store or apply them again, or give them up with `vpcproxyctl confirm-removal`", missing, of, names)
+		"restore the store or apply them again, or give them up with `vpcproxyctl controller confirm-removal`", missing, of, names)
 }

@@ -3,6 +3,7 @@ package intent
 import (
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // DefaultPool is where tunnel addresses come from unless configured: the
@@ -104,7 +105,12 @@ func (s *Set) Group(name string) *ProxyGroup { return find(s.Groups, name) }
 // Attachment returns an attachment by name, or nil.
 func (s *Set) Attachment(name string) *Attachment { return find(s.Attachments, name) }
 
+// find looks where a sorted list has the name, and then everywhere: a set that
+// was not made by Put may not be sorted.
 func find[O Object](list []O, name string) O {
+	if i, found := search(list, name); found {
+		return list[i]
+	}
 	for _, o := range list {
 		if o.ObjectName() == name {
 			return o
@@ -112,6 +118,10 @@ func find[O Object](list []O, name string) O {
 	}
 	var none O
 	return none
+}
+
+func search[O Object](list []O, name string) (int, bool) {
+	return slices.BinarySearchFunc(list, name, func(o O, name string) int { return strings.Compare(o.ObjectName(), name) })
 }
 
 // Put adds an object or replaces the one of its kind and name. Lists stay
@@ -128,15 +138,7 @@ func (s *Set) Put(o Object) {
 }
 
 func put[O Object](list []O, o O) []O {
-	i, found := slices.BinarySearchFunc(list, o.ObjectName(), func(e O, name string) int {
-		switch n := e.ObjectName(); {
-		case n < name:
-			return -1
-		case n > name:
-			return 1
-		}
-		return 0
-	})
+	i, found := search(list, o.ObjectName())
 	if found {
 		list = slices.Clone(list)
 		list[i] = o

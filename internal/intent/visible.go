@@ -16,44 +16,52 @@ func (s *Set) Visible(node string, known ...string) *Set {
 	if self == nil {
 		return out
 	}
-	defer func() { out.Removed = s.departed(known, out) }()
-	out.Put(self)
+	groups := make(map[string]*ProxyGroup, len(s.Groups))
+	nodes, seen := map[string]bool{node: true}, map[string]bool{}
+	for _, g := range s.Groups {
+		groups[g.ObjectName()] = g
+		seen[g.ObjectName()] = g.HasMember(node)
+	}
 	for _, a := range s.Attachments {
-		serves, uses := s.part(a, self)
-		if !serves && !uses {
+		g := groups[a.Spec.Group]
+		if g == nil {
 			continue
 		}
-		g := s.Group(a.Spec.Group)
-		out.Put(a)
-		out.Put(g)
+		serves := g.HasMember(node) && self.HasRole(RoleProxy)
+		if !serves && !a.Uses(self) {
+			continue
+		}
+		out.Attachments = append(out.Attachments, a)
+		seen[g.ObjectName()] = true
 		for _, m := range g.Spec.Members {
-			if n := s.Node(m.Node); n != nil {
-				out.Put(n)
-			}
+			nodes[m.Node] = true
 		}
 		if serves {
-			for _, n := range s.Nodes {
-				if a.Uses(n) {
-					out.Put(n)
-				}
-			}
+			s.addUsers(a, nodes)
 		}
 	}
-	for _, g := range s.Groups {
-		if g.HasMember(node) {
-			out.Put(g)
-		}
-	}
+	out.Groups = only(s.Groups, seen)
+	out.Nodes = only(s.Nodes, nodes)
+	out.Removed = s.departed(known, out)
 	return out
 }
 
-// part tells what a node has to do with an attachment.
-func (s *Set) part(a *Attachment, n *Node) (serves, uses bool) {
-	g := s.Group(a.Spec.Group)
-	if g == nil {
-		return false, false
+// addUsers adds the function hosts that may carry an attachment's traffic.
+func (s *Set) addUsers(a *Attachment, nodes map[string]bool) {
+	for _, n := range s.Nodes {
+		if !nodes[n.ObjectName()] && a.Uses(n) {
+			nodes[n.ObjectName()] = true
+		}
 	}
-	return g.HasMember(n.ObjectName()) && n.HasRole(RoleProxy), a.Uses(n)
+}
+
+func only[O Object](list []O, names map[string]bool) (out []O) {
+	for _, o := range list {
+		if names[o.ObjectName()] {
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 // Vanished returns the attachments of before that are neither in after nor
