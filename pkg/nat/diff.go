@@ -17,7 +17,7 @@ func Diff(want, have RuleSet) string {
 			}
 			continue
 		}
-		reason := ""
+		var reason string
 		switch {
 		case wanted && !there:
 			reason = fmt.Sprintf("%s missing", k.Chain)

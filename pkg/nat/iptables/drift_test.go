@@ -149,6 +149,26 @@ func TestReadRemembers(t *testing.T) {
 	}
 }
 
+// TestFirstWriteReadsNothing takes the programs that read away.
+func TestFirstWriteReadsNothing(t *testing.T) {
+	for _, m := range []Mode{NFT, Legacy} {
+		t.Run(string(m), func(t *testing.T) {
+			_, b, _ := newNetns(t, m)
+			mustRead(t, b)
+			all := b.inUse.programs
+			b.inUse.programs = map[nat.Family]programs{}
+			for f, p := range all {
+				b.inUse.programs[f] = programs{save: "/nonexistent", restore: p.restore}
+			}
+			mustWrite(t, b, proxyNAT)
+			b.inUse.programs = all
+			if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
 // TestReadKnowsNamespacesApart makes two of the same name, with as many
 // transactions in both.
 func TestReadKnowsNamespacesApart(t *testing.T) {

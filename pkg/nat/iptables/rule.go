@@ -90,8 +90,9 @@ func readWords(words []string) (nat.Rule, bool) {
 			r.SYN = true
 			i++
 		case "--icmpv6-type":
-			n, err := strconv.ParseUint(arg, 10, 8)
-			r.ICMPv6, ok = uint8(n), err == nil
+			var n int
+			n, ok = number(arg)
+			r.ICMPv6 = uint8(n) // what is cut off shows in the comparison
 		case "--ctstate":
 			r.State = nat.State(arg)
 		case "--comment":
@@ -99,14 +100,10 @@ func readWords(words []string) (nat.Rule, bool) {
 		case "-j":
 			r.Action = nat.Action(arg)
 		case "--to-source":
-			var err error
-			r.To, err = netip.ParseAddr(arg)
-			ok = err == nil
+			r.To, ok = plainAddress(arg)
 		case "--set-mss":
-			var err error
 			r.Action = nat.SetMSS
-			r.MSS, err = strconv.Atoi(arg)
-			ok = err == nil
+			r.MSS, ok = number(arg)
 		case "--clamp-mss-to-pmtu":
 			r.Action = nat.ClampMSS
 			i--
@@ -127,4 +124,14 @@ func readWords(words []string) (nat.Rule, bool) {
 func address(s string) (netip.Addr, bool) {
 	p, err := netip.ParsePrefix(s)
 	return p.Addr(), err == nil && p.IsSingleIP()
+}
+
+func plainAddress(s string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(s)
+	return a, err == nil
+}
+
+func number(s string) (int, bool) {
+	n, err := strconv.Atoi(s)
+	return n, err == nil
 }
