@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,17 +17,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vpcproxy/vpcproxy/internal/nft"
+	"github.com/vpcproxy/vpcproxy/test/lab"
 )
 
 // machine is a set of network namespaces of a test's own.
 type machine struct {
 	t   testing.TB
 	dir string
+	// sinks are sockets that await packets, by destination and namespace.
+	sinks map[netip.AddrPort]map[string]int
 }
 
 func newMachine(t testing.TB, names ...string) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir()}
+	lab.Require(t, lab.NFTables, lab.Program("ip"), lab.Program("nft"))
+	m := &machine{t: t, dir: t.TempDir(), sinks: map[netip.AddrPort]map[string]int{}}
 	for _, name := range names {
 		path := filepath.Join(m.dir, name)
 		if err := os.WriteFile(path, nil, 0o444); err != nil {

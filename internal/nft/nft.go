@@ -24,8 +24,11 @@
 // element is replaced in one step, and the number of pairs in use is small.
 //
 // Every change is one transaction: packets meet the table as it was or as it
-// will be. The table belongs to nobody's socket (no flag owner): it outlives
-// the agent.
+// will be. Chains stay attached to their hooks while their rules are exchanged.
+// Only a set of another type, a chain of another hook or policy, or a dormant
+// table are made anew, with the whole table, in one transaction too; but a packet that is just
+// between the two tables' hooks at that instant may meet neither. The table
+// belongs to nobody's socket (no flag owner): it outlives the agent.
 package nft
 
 import (
@@ -216,9 +219,9 @@ func (ts *Tables) Apply(ctx context.Context, netns string, ch Change) error {
 			return nil
 		}
 	}
-	for range attempts {
+	for i := range attempts {
 		var damage string
-		if damage, err = c.change(ctx, ch); err == nil && damage != "" {
+		if damage, err = c.change(ctx, ch, i == attempts-1); err == nil && damage != "" {
 			ts.log.Info("repaired the nftables table", "netns", netns, "reason", damage)
 		}
 		if err == nil || !outdated(err) {
@@ -246,12 +249,13 @@ func (c *conn) extend(ctx context.Context, ch Change) (done bool, err error) {
 }
 
 // change makes a change against the whole table, and returns the damage that it
-// found.
-func (c *conn) change(ctx context.Context, ch Change) (damage string, err error) {
+// found. The last resort against damage is to make the table anew.
+func (c *conn) change(ctx context.Context, ch Change, last bool) (damage string, err error) {
 	t, err := c.read(ctx, true)
 	if err != nil {
 		return "", err
 	}
+	t.broken = t.broken || last && t.contents.Damage != ""
 	want := Contents{Peers: maps.Clone(t.contents.Peers), Steers: maps.Clone(t.contents.Steers)}
 	ch.applyTo(want)
 	return t.contents.Damage, c.commit(transaction{have: t, want: want})
@@ -283,17 +287,17 @@ func (ts *Tables) Counters(ctx context.Context, netns string) (map[string]uint64
 		return nil, err
 	}
 	defer c.close()
-	counters, err := c.counters()
+	objects, err := c.readObjects()
 	if err != nil {
 		return nil, c.wrap("reading the counters of", err)
 	}
 	var packets map[string]uint64
-	for _, name := range counterNames {
-		if v, ok := counters[name]; ok {
+	for o, v := range objects {
+		if o.ours() {
 			if packets == nil {
 				packets = map[string]uint64{}
 			}
-			packets[name] = v.Packets
+			packets[o.name] = v.Packets
 		}
 	}
 	return packets, nil

@@ -17,13 +17,21 @@ import (
 // state is a table as the kernel has it.
 type state struct {
 	exists    bool
-	broken    bool            // not to be repaired in place
-	edited    map[string]bool // chains whose rules are not ours
+	broken    bool // not to be repaired in place
+	sets      map[string]setDef
+	chains    map[string]actualChain
+	edited    map[string]bool // chains of ours whose rules are not
+	objects   map[object]expr.Counter
 	steerMaps []steerMap
 	marks     []Mark
 	elements  map[string]elements // nil if not asked for
 	contents  Contents            // nothing but Damage if not asked for
-	counters  map[string]expr.Counter
+}
+
+// object identifies a stateful object: the kernel keeps one name space a type.
+type object struct {
+	kind nftables.ObjType
+	name string
 }
 
 // fault notes the first thing that is wrong with the table.
@@ -57,7 +65,7 @@ func (c *conn) read(ctx context.Context, withElements bool) (*state, error) {
 		if err != nil {
 			return nil, err
 		}
-		s, sets, err := c.readSkeleton()
+		s, err := c.readSkeleton()
 		after, genErr := c.generation()
 		if genErr != nil {
 			return nil, genErr
@@ -68,91 +76,105 @@ func (c *conn) read(ctx context.Context, withElements bool) (*state, error) {
 		case err != nil:
 			return nil, err
 		case withElements && s.exists:
-			return s, c.readElements(s, sets)
+			return s, c.readElements(s)
 		}
 		return s, nil
 	}
 	return nil, errUnsettled
 }
 
-func (c *conn) readSkeleton() (*state, map[string]setDef, error) {
+func (c *conn) readSkeleton() (*state, error) {
 	s := &state{contents: newContents(), edited: map[string]bool{}}
 	t, err := c.ListTableOfFamily(TableName, nftables.TableFamilyINet)
 	if errors.Is(err, syscall.ENOENT) {
-		return s, nil, nil
+		return s, nil
 	} else if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	s.exists = true
 	if t.Flags != 0 { // above all: dormant
 		s.broken = true
 		s.fault("the table has flags set")
 	}
-	sets, err := c.readSets()
-	if err != nil {
-		return nil, nil, err
+	if s.sets, err = c.readSets(); err != nil {
+		return nil, err
 	}
-	chains, err := c.readChains()
-	if err != nil {
-		return nil, nil, err
+	if s.chains, err = c.readChains(); err != nil {
+		return nil, err
 	}
-	if s.counters, err = c.counters(); err != nil {
-		return nil, nil, err
+	if s.objects, err = c.readObjects(); err != nil {
+		return nil, err
 	}
-	s.compare(sets, chains)
-	return s, sets, nil
+	s.compare()
+	return s, nil
 }
 
 // compare finds out what is not as the skeleton has it.
-func (s *state) compare(sets map[string]setDef, chains map[string]actualChain) {
-	for name := range sets {
+func (s *state) compare() {
+	for name := range s.sets {
 		if m, ok := parseSteerMap(name); ok {
 			s.steerMaps = append(s.steerMaps, m)
 		}
 	}
-	for name := range chains {
+	for name := range s.chains {
 		if m, ok := parseMarkChain(name); ok {
 			s.marks = append(s.marks, m)
 		}
 	}
 	want := newSkeleton(s.steerMaps, s.marks)
-	for _, name := range sortedUnion(want.sets, sets) {
+	for _, name := range sortedUnion(want.sets, s.sets) {
 		w, wanted := want.sets[name]
-		h, there := sets[name]
-		if !wanted || !there || w.key.Bytes != h.key.Bytes || w.verdict != h.verdict {
+		h, there := s.sets[name]
+		if !wanted || !there {
+			s.fault("set %s is %s", name, difference(wanted))
+		} else if !h.same(w) {
 			s.broken = true
-			s.fault("set %s is %s", name, difference(wanted, there))
+			s.fault("set %s is of another type", name)
 		}
 	}
-	for _, name := range sortedUnion(want.chains, chains) {
+	for _, name := range sortedUnion(want.chains, s.chains) {
 		w, wanted := want.chains[name]
-		h, there := chains[name]
+		h, there := s.chains[name]
 		switch {
-		case !wanted || !there || !h.sameHook(w):
+		case !wanted || !there:
+			s.fault("chain %s is %s", name, difference(wanted))
+		case !h.sameHook(w):
 			s.broken = true
-			s.fault("chain %s is %s", name, difference(wanted, there))
+			s.fault("chain %s has another hook or policy", name)
 		case !slices.EqualFunc(w.rules, h.rules, sameRule):
 			s.edited[name] = true
 			s.fault("the rules of chain %s are changed", name)
 		}
 	}
-	for _, name := range sortedUnion(s.counters, map[string]struct{}{CounterForged: {}, CounterUnknownPeer: {}}) {
-		_, there := s.counters[name]
-		if wanted := slices.Contains(counterNames, name); !there || !wanted {
-			s.broken = true
-			s.fault("counter %s is %s", name, difference(wanted, there))
+	for o := range s.objects {
+		if !o.ours() {
+			s.fault("object %s is %s", o.name, difference(false))
+		}
+	}
+	for _, name := range counterNames {
+		if !s.counts(name) {
+			s.fault("counter %s is %s", name, difference(true))
 		}
 	}
 }
 
-func difference(wanted, there bool) string {
-	switch {
-	case !there:
+func (d setDef) same(w setDef) bool { return d.key.Bytes == w.key.Bytes && d.verdict == w.verdict }
+
+// counts reports whether the table has a counter.
+func (s *state) counts(name string) bool {
+	_, ok := s.objects[object{nftables.ObjTypeCounter, name}]
+	return ok
+}
+
+func (o object) ours() bool {
+	return o.kind == nftables.ObjTypeCounter && slices.Contains(counterNames, o.name)
+}
+
+func difference(wanted bool) string {
+	if wanted {
 		return "missing"
-	case !wanted:
-		return "not ours"
 	}
-	return "of another definition"
+	return "not ours"
 }
 
 func sortedUnion[A, B any](a map[string]A, b map[string]B) []string {
@@ -162,12 +184,11 @@ func sortedUnion[A, B any](a map[string]A, b map[string]B) []string {
 }
 
 // readElements fills in the elements of sets that have the right definition.
-func (c *conn) readElements(s *state, sets map[string]setDef) error {
+func (c *conn) readElements(s *state) error {
 	want := newSkeleton(s.steerMaps, s.marks)
 	s.elements = map[string]elements{}
-	for name, def := range sets {
-		w, ok := want.sets[name]
-		if !ok || w.key.Bytes != def.key.Bytes || w.verdict != def.verdict {
+	for name, def := range s.sets {
+		if w, ours := want.sets[name]; !ours || !def.same(w) {
 			continue
 		}
 		list, err := c.GetSetElements(&nftables.Set{Table: table(), Name: name})
@@ -297,38 +318,33 @@ func (a actualChain) sameHook(w chainDef) bool {
 		a.Policy != nil && *a.Policy == nftables.ChainPolicyAccept
 }
 
-// counters returns all stateful objects of the table; those that are no
-// counters go by names that no counter has.
-func (c *conn) counters() (map[string]expr.Counter, error) {
+func (c *conn) readObjects() (map[object]expr.Counter, error) {
 	msgs, err := c.dump(unix.NFT_MSG_GETOBJ, unix.NFTA_OBJ_TABLE)
 	if err != nil {
 		return nil, err
 	}
-	counters := map[string]expr.Counter{}
+	objects := make(map[object]expr.Counter, len(msgs))
 	for _, m := range msgs {
-		var name string
-		var kind uint32
+		var o object
 		var data []byte
 		err := attributes(m, func(ad *netlink.AttributeDecoder) {
 			switch ad.Type() {
 			case unix.NFTA_OBJ_NAME:
-				name = ad.String()
+				o.name = ad.String()
 			case unix.NFTA_OBJ_TYPE:
-				kind = ad.Uint32()
+				o.kind = nftables.ObjType(ad.Uint32())
 			case unix.NFTA_OBJ_DATA:
 				data = ad.Bytes()
 			}
 		})
 		var counter expr.Counter
-		if kind != unix.NFT_OBJECT_COUNTER {
-			name = fmt.Sprintf("%s (an object of type %d)", name, kind)
-		} else if err == nil {
+		if err == nil && o.kind == nftables.ObjTypeCounter {
 			err = expr.Unmarshal(unix.NFPROTO_INET, data, &counter)
 		}
 		if err != nil {
 			return nil, err
 		}
-		counters[name] = counter
+		objects[o] = counter
 	}
-	return counters, nil
+	return objects, nil
 }

@@ -46,10 +46,7 @@ func (c *conn) rebuild(tx transaction) error {
 		c.DelTable(table())
 	}
 	c.AddTable(table())
-	for _, name := range counterNames {
-		value := tx.have.counters[name]
-		c.AddObj(&nftables.CounterObj{Table: table(), Name: name, Bytes: value.Bytes, Packets: value.Packets})
-	}
+	c.addCounters(counterNames, tx.have.objects)
 	elems := tx.want.elements()
 	steerMaps, marks := tx.want.parts()
 	sk := newSkeleton(steerMaps, marks)
@@ -62,40 +59,41 @@ func (c *conn) rebuild(tx transaction) error {
 	return c.addElements(elems, nil)
 }
 
-// edit changes a table whose sets and chains are as they should be. Chains stay
-// attached to their hooks while their rules are exchanged: of a new chain and
-// the old one, a packet between the two could meet neither's rules.
+// edit changes a table in place. What refers to something is made after it, and
+// goes before it.
 func (c *conn) edit(tx transaction) error {
+	have, elems := tx.have, tx.want.elements()
 	steerMaps, marks := tx.want.parts()
 	if tx.addOnly {
-		steerMaps, marks = union(tx.have.steerMaps, steerMaps), union(tx.have.marks, marks)
+		steerMaps, marks = union(have.steerMaps, steerMaps), union(have.marks, marks)
 	}
-	want, have := newSkeleton(steerMaps, marks), newSkeleton(tx.have.steerMaps, tx.have.marks)
+	want := newSkeleton(steerMaps, marks)
 
+	if replaces(have.elements, elems) {
+		if err := c.addMarks(want, have); err != nil {
+			return err
+		}
+	}
+	c.addCounters(slices.DeleteFunc(slices.Clone(counterNames), have.counts), nil)
 	newSets, newChains := missing(have.sets, want.sets), missing(have.chains, want.chains)
 	if err := c.addSets(want, newSets); err != nil {
 		return err
 	}
-	c.addChains(want, newChains)
 	oldSets, oldChains := missing(want.sets, have.sets), missing(want.chains, have.chains)
-	rewrite := newChains
-	for name := range tx.have.edited {
-		if _, ok := want.chains[name]; ok {
-			c.FlushChain(&nftables.Chain{Table: table(), Name: name})
-			rewrite = append(rewrite, name)
-		}
-	}
-	if len(newSets)+len(oldSets) > 0 && !tx.have.edited[chainSteer] {
-		c.FlushChain(&nftables.Chain{Table: table(), Name: chainSteer})
+	c.addChains(want, newChains)
+	rewrite := slices.Collect(maps.Keys(have.edited))
+	if len(newSets)+len(oldSets) > 0 && !have.edited[chainSteer] && !slices.Contains(newChains, chainSteer) {
 		rewrite = append(rewrite, chainSteer)
 	}
+	c.flushChains(oldChains)
+	c.flushChains(rewrite)
+	c.addRules(want, newChains)
 	c.addRules(want, rewrite)
 
-	elems := tx.want.elements()
-	if err := c.deleteElements(tx.have.elements, elems); err != nil {
+	if err := c.deleteElements(have.elements, elems); err != nil {
 		return err
 	}
-	if err := c.addElements(elems, tx.have.elements); err != nil {
+	if err := c.addElements(elems, have.elements); err != nil {
 		return err
 	}
 	for _, name := range oldSets {
@@ -104,7 +102,39 @@ func (c *conn) edit(tx transaction) error {
 	for _, name := range oldChains {
 		c.DelChain(&nftables.Chain{Table: table(), Name: name})
 	}
+	for o := range have.objects {
+		if !o.ours() {
+			c.DeleteObject(&nftables.NamedObj{Table: table(), Name: o.name, Type: o.kind})
+		}
+	}
 	return nil
+}
+
+// addMarks adds mark chains in a transaction before that of the elements. A
+// packet that began its way through the rules before a commit sees the chains
+// as they were, but the elements as they are: a chain that came with its element
+// would be empty to it, and the packet unmarked.
+func (c *conn) addMarks(want skeleton, have *state) error {
+	for _, name := range missing(have.chains, want.chains) {
+		if _, ok := parseMarkChain(name); ok {
+			c.addChains(want, []string{name})
+			c.addRules(want, []string{name})
+			have.chains[name] = actualChain{}
+		}
+	}
+	return c.Flush()
+}
+
+// replaces reports whether an element that is there gets another target.
+func replaces(have, want map[string]elements) bool {
+	for set, elems := range have {
+		for key, chain := range elems {
+			if w, ok := want[set][key]; ok && w != chain {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // parts returns the steering maps and the marks that the contents need.
@@ -128,7 +158,7 @@ func union[T comparable](a, b []T) []T {
 }
 
 // missing returns the names that b has and a has not, sorted.
-func missing[V any](a, b map[string]V) []string {
+func missing[A, B any](a map[string]A, b map[string]B) []string {
 	var names []string
 	for name := range b {
 		if _, ok := a[name]; !ok {
@@ -137,6 +167,20 @@ func missing[V any](a, b map[string]V) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// addCounters adds counters with the values they had.
+func (c *conn) addCounters(names []string, had map[object]expr.Counter) {
+	for _, name := range names {
+		value := had[object{nftables.ObjTypeCounter, name}]
+		c.AddObj(&nftables.CounterObj{Table: table(), Name: name, Bytes: value.Bytes, Packets: value.Packets})
+	}
+}
+
+func (c *conn) flushChains(names []string) {
+	for _, name := range names {
+		c.FlushChain(&nftables.Chain{Table: table(), Name: name})
+	}
 }
 
 func (c *conn) addSets(sk skeleton, names []string) error {
