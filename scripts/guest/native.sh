@@ -52,7 +52,8 @@ native_run() {
 		setpriv --pdeathsig KILL -- "$here/guest/init" native "$state/share")
 	if [[ -n $terminal ]]; then
 		# A job in the background would be stopped on its first read.
-		trap '' INT
+		# Not ignored, or Ctrl-C would be ignored in there too.
+		trap : INT
 		"${enter[@]}" || true
 	else
 		# With job control, or the lab would start with SIGINT ignored for good.
