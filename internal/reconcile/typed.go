@@ -139,7 +139,7 @@ func (t *typed[S, K, V]) build(ctx context.Context, p *pass, barred barrier) {
 			continue
 		}
 		if err := barred.check(t.groupOf(c.key, c.want)); err != nil {
-			t.hold(p, c, err)
+			t.hold(c, err)
 			continue
 		}
 		due = append(due, c)
@@ -154,7 +154,7 @@ func (t *typed[S, K, V]) raze(ctx context.Context, p *pass, barred barrier) {
 			continue
 		}
 		if err := barred.check(t.groupOf(c.key, c.have)); err != nil {
-			t.hold(p, c, err)
+			t.hold(c, err)
 			continue
 		}
 		due = append(due, c)
@@ -167,7 +167,7 @@ func (t *typed[S, K, V]) hasDeletions() bool {
 }
 
 // hold notes that an object waits for another kind.
-func (t *typed[S, K, V]) hold(p *pass, c change[K, V], err error) {
+func (t *typed[S, K, V]) hold(c change[K, V], err error) {
 	o := t.record(c, time.Now())
 	*o = pending{op: o.op, key: o.key, text: o.text, err: err, held: true, since: o.since, wantGroup: o.wantGroup, haveGroup: o.haveGroup}
 }
