@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/vpcproxy/vpcproxy/internal/config"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
+	"github.com/vpcproxy/vpcproxy/internal/node"
 )
 
 // Task is a part of the agent that runs until its context ends.
@@ -45,13 +47,13 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 }
 
 func (a *Agent) build(ctx context.Context) error {
-	for _, dir := range []string{a.cfg.StateDirectory, runtimeDirectory(a.cfg.Socket)} {
+	for _, dir := range []string{a.cfg.StateDirectory, filepath.Dir(a.cfg.Socket)} {
 		// 0700: the state holds GRE keys, the sockets give orders.
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	unlock, err := lock(a.cfg.StateDirectory)
+	unlock, err := node.Lock(a.cfg.StateDirectory)
 	if err != nil {
 		return err
 	}

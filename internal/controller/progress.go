@@ -31,7 +31,9 @@ func (s *control) Status(_ context.Context, _ *connect.Request[apiv1.StatusReque
 		for _, r := range n.Spec.Roles {
 			report.Roles = append(report.Roles, string(r))
 		}
-		report.UnderlayAddress = n.Spec.UnderlayAddress.String()
+		if u := n.Spec.UnderlayAddress; u.IsValid() { // a controller alone has none
+			report.UnderlayAddress = u.String()
+		}
 		if t := n.Tunnel(); t.IsValid() {
 			report.TunnelAddress = t.String()
 		}

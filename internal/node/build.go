@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -92,8 +93,15 @@ func (w *legacyWatch) drifted(ctx context.Context) bool {
 
 // Cleanup removes everything of ours from a machine's kernel, gives ENIs back,
 // and reports on out. It may run any number of times, but not beside an agent,
-// which would put everything back.
-func Cleanup(ctx context.Context, o KindsOptions, out io.Writer) error {
+// which would put everything back: then it returns ErrLocked.
+func Cleanup(ctx context.Context, o KindsOptions, out io.Writer) (err error) {
+	unlock, err := Lock(o.StateDirectory)
+	switch {
+	case err == nil:
+		defer func() { err = errors.Join(err, unlock()) }()
+	case !errors.Is(err, fs.ErrNotExist): // without a directory no agent runs with it
+		return err
+	}
 	kinds, err := NewKinds(ctx, o)
 	if err != nil {
 		return err
