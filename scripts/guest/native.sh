@@ -46,10 +46,10 @@ native_run() {
 	native_usable || fail "this kernel ($(uname -r)) lacks: $native_lack. Use VPCPROXY_LAB=qemu"
 	note "native: kernel $(uname -r)"
 	# TMPDIR below the state directory, so that a killed test leaves nothing.
-	mkdir "$state/tmp"
-	printf 'export TMPDIR=%q\n' "$state/tmp" >>"$state/share/session"
-	local -a enter=(unshare --net --mount --uts --pid --fork --kill-child=KILL
-		setpriv --pdeathsig KILL -- "$here/guest/init" native "$state/share")
+	mkdir "$state/share/tmp"
+	printf 'export TMPDIR=/run/lab/tmp\n' >>"$state/share/session"
+	local -a enter=(setpriv --pdeathsig KILL -- unshare --net --mount --uts --pid --fork
+		--kill-child=KILL -- "$here/guest/init" native "$state/share")
 	if [[ -n $terminal ]]; then
 		# A job in the background would be stopped on its first read.
 		# Not ignored, or Ctrl-C would be ignored in there too.
