@@ -17,11 +17,11 @@ import (
 type Link struct {
 	Index int
 	Name  string
-	Type  string // IFLA_INFO_KIND, for example "gre"; "" for a physical device
-	MAC   string // lower-case, colon-separated; "" if the device has none
+	Type  string // IFLA_INFO_KIND, for example "gre"; "" for a physical device and for lo
+	MAC   string // lower-case, colon-separated; "" if the device is not an Ethernet one
 	PCI   string // bus address such as "0000:00:05.0"; "" if it is not on PCI
 	Alias string
-	MTU   int
+	MTU   int  // bytes
 	Up    bool // administratively up
 	Lower bool // carrier (IFF_LOWER_UP)
 	NoARP bool
@@ -66,8 +66,8 @@ const (
 type Neighbor struct {
 	Link  int
 	Addr  netip.Addr
-	NBMA  netip.Addr // zero if the entry has none
-	State NeighborState
+	NBMA  netip.Addr    // zero if the entry has none
+	State NeighborState // zero is written as NeighborPermanent
 }
 
 // RouteType is the rtm_type of a route (include/uapi/linux/rtnetlink.h).
@@ -84,15 +84,15 @@ const (
 type Route struct {
 	Table     uint32
 	Dst       netip.Prefix
-	Metric    uint32
-	Type      RouteType
-	Link      int
-	Via       netip.Addr
-	Onlink    bool
-	Source    netip.Addr
-	Protocol  uint8
-	Scope     uint8
-	TOS       uint8 // read only: a route for one TOS is another route
+	Metric    uint32     // part of the key, lowest preferred; an IPv6 route cannot have 0
+	Type      RouteType  // zero is written as RouteUnicast
+	Link      int        // 0 for routes that refuse
+	Via       netip.Addr // zero: the destination is on the link
+	Onlink    bool       // Via need not be covered by an address
+	Source    netip.Addr // preferred source; must be an address of this namespace
+	Protocol  uint8      // rtm_protocol: whose route it is; never 0
+	Scope     uint8      // 0 is written as what suits the route
+	TOS       uint8      // read only: a route for one TOS is another route
 	Multipath bool
 }
 
@@ -116,66 +116,91 @@ type Rule struct {
 }
 
 // Handle works in one network namespace. It is safe for concurrent use. All
-// batch methods return one error per item, nil for success.
+// batch methods return one error per item, nil for success; one item's failure
+// does not stop the others. When the namespace has been deleted every method fails
+// with ErrNotFound: a Handle never works in a namespace that got the same name later.
+//
+// Objects hang on each other. A link that goes down loses its neighbors, its routes
+// and its IPv6 addresses; one that is moved loses its IPv4 addresses and its
+// egress guard, too, and arrives down; a deleted address takes along the routes that
+// name it as their source.
 type Handle interface {
 	Links(ctx context.Context) ([]Link, error)
 	// LinkByName returns ErrNotFound if there is none.
 	LinkByName(ctx context.Context, name string) (Link, error)
-	// CreateGRE makes a multipoint GRE device in this namespace, down. It
-	// fails with ErrExists if the name, or the (local, key) slot of this
-	// underlay, is taken.
+	// CreateGRE makes a multipoint GRE device in this namespace, down; mtu 0
+	// leaves the MTU to the kernel. It fails with ErrExists if the name, or
+	// the (local, key) slot of this underlay, is taken. The device holds the
+	// slot wherever it is moved, and when its namespace ends otherwise than by
+	// DeleteNamespace, until the kernel has cleaned up: try again after a moment.
 	CreateGRE(ctx context.Context, name string, g GRE, mtu int) error
 	DeleteLink(ctx context.Context, index int) error
+	// SetLinkName renames a link that is down; before Linux 6.2 one that is
+	// up cannot be renamed (EBUSY). ErrExists if the name is taken.
 	SetLinkName(ctx context.Context, index int, name string) error
 	SetLinkMTU(ctx context.Context, index, mtu int) error
 	SetLinkAlias(ctx context.Context, index int, alias string) error
 	SetLinkUp(ctx context.Context, index int, up bool) error
 	// MoveLink moves a link to another namespace: a name below /run/netns,
-	// or "" for the agent's own. Addresses, neighbors and routes are lost.
+	// or "" for the agent's own. Its index may change. ErrExists if the name
+	// is taken there.
 	MoveLink(ctx context.Context, index int, netns string) error
 
 	Addresses(ctx context.Context) ([]Address, error)
+	// AddAddress leaves an address alone that is there, whatever its Protocol.
 	AddAddress(ctx context.Context, a Address) error
 	DeleteAddress(ctx context.Context, a Address) error
 
-	// Neighbors lists entries of one address family's ARP-style tables on
-	// all links whose link-layer address is four bytes long.
+	// Neighbors lists the entries of both address families on links whose
+	// link-layer addresses are IPv4 addresses, without those that the kernel
+	// makes for itself (NUD_NOARP).
 	Neighbors(ctx context.Context) ([]Neighbor, error)
 	ReplaceNeighbors(ctx context.Context, n []Neighbor) []error
 	DeleteNeighbors(ctx context.Context, n []Neighbor) []error
 
 	Routes(ctx context.Context, f RouteFilter) ([]Route, error)
 	// ReplaceRoutes never replaces a route with another Protocol: such an
-	// item fails with ErrForeign.
+	// item fails with ErrForeign. See Route.Validate for what is refused.
 	ReplaceRoutes(ctx context.Context, r []Route) []error
+	// DeleteRoutes deletes by table, destination, metric and Protocol.
 	DeleteRoutes(ctx context.Context, r []Route) []error
 
 	Rules(ctx context.Context) ([]Rule, error)
+	// AddRules adds a rule also beside an equal one of another Protocol.
 	AddRules(ctx context.Context, r []Rule) []error
 	DeleteRules(ctx context.Context, r []Rule) []error
 
-	// Sysctl reads a parameter ("net/ipv4/ip_forward"), trimmed.
+	// Sysctl reads a parameter ("net/ipv4/ip_forward"), trimmed. Only what is
+	// below net belongs to a namespace; other names are refused. ErrNotFound
+	// if the kernel, or the link in the name, is without it.
 	Sysctl(ctx context.Context, name string) (string, error)
 	SetSysctl(ctx context.Context, name, value string) error
 
 	// EgressSources returns the sources that the guard on a link's egress
-	// allows; ErrNotFound if the link has no guard of ours.
+	// allows, sorted; ErrNotFound if the link has no guard of ours,
+	// ErrIncomplete (an ErrNotFound, too) if someone has changed parts of it.
 	EgressSources(ctx context.Context, index int) ([]netip.Addr, error)
-	// SetEgressSources puts the guard in place, or changes it with no moment
-	// in which it is open.
+	// SetEgressSources puts the guard in place, changes it with no moment
+	// in which it is open, or repairs it. Besides the sources it lets
+	// neighbor discovery pass, and what is neither IPv4 nor IPv6.
 	SetEgressSources(ctx context.Context, index int, sources []netip.Addr) error
 	DeleteEgressGuard(ctx context.Context, index int) error
-	// EgressDrops counts the packets that the guard has dropped.
+	// EgressDrops counts the packets that the guard has dropped since it was
+	// put in place (modulo 2^32 for each address family).
 	EgressDrops(ctx context.Context, index int) (uint64, error)
 }
 
 // Host is a machine: its namespaces and a Handle for each.
 type Host interface {
-	// Namespaces lists the names below /run/netns.
+	// Namespaces lists the names below /run/netns, sorted.
 	Namespaces(ctx context.Context) ([]string, error)
+	// CreateNamespace makes a namespace in which lo is up and nothing is
+	// forwarded. It appears under its name when it is ready.
 	CreateNamespace(ctx context.Context, name string) error
 	// DeleteNamespace closes what this Host holds open in the namespace
-	// and removes it with all the virtual links in it.
+	// and removes it with all the virtual links in it; physical links come
+	// back to the agent's own namespace, and the keys of GRE devices are
+	// free when it returns.
 	DeleteNamespace(ctx context.Context, name string) error
 	// In returns the Handle of a namespace ("" is the agent's own); it is
 	// cached and reopened if the namespace was made anew. ErrNotFound if
@@ -185,10 +210,12 @@ type Host interface {
 	// which f starts run there.
 	Run(ctx context.Context, name string, f func() error) error
 	// Watch returns hints that something in the namespace may have changed:
-	// links, addresses, neighbors, routes, rules, forwarding sysctls and
-	// nftables. A hint carries no truth, hints may be merged, and an overrun
-	// (ENOBUFS) is a hint for every kind. The channel closes with the
-	// context or with the namespace.
+	// links, addresses, neighbors of tunnels, routes, rules, egress guards,
+	// forwarding and rp_filter sysctls, and nftables (so iptables-nft, but not
+	// iptables-legacy). A hint carries no truth, and hints may be merged. The
+	// first one is HintAll, when all is subscribed to; an overrun (ENOBUFS)
+	// is a HintAll again. The channel closes with the context, with the
+	// namespace, and when watching has become impossible: list, and watch again.
 	Watch(ctx context.Context, name string) (<-chan Hint, error)
 	Close() error
 }

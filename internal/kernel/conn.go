@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -219,7 +220,7 @@ func (c *conn) send() error {
 		failed = unix.Sendto(int(fd), c.out.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		return failed != unix.EAGAIN
 	})
-	if err := errors.Join(err, failed); err != nil {
+	if err := cmp.Or(err, failed); err != nil {
 		return fmt.Errorf("send netlink requests: %w", err)
 	}
 	return nil
@@ -235,7 +236,7 @@ func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
 			n, from, failed = unix.Recvfrom(int(fd), c.in, unix.MSG_TRUNC)
 			return failed != unix.EAGAIN
 		})
-		if err := errors.Join(err, failed); err != nil {
+		if err := cmp.Or(err, failed); err != nil {
 			return nil, err
 		}
 		if n > len(c.in) {

@@ -157,10 +157,11 @@ func (h *host) Run(ctx context.Context, name string, f func() error) error {
 	}
 	defer func() { _ = unix.Close(ns) }()
 	return onNewThread(func() error {
-		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace %q: %w", name, classify(err))
+		back, err := enter(ns)
+		if err != nil {
+			return fmt.Errorf("network namespace %q: %w", name, classify(err))
 		}
-		return f()
+		return errors.Join(f(), back())
 	})
 }
 

@@ -118,7 +118,17 @@ func TestNamespaceDeletedByAnother(t *testing.T) {
 	if names, err := host.Namespaces(ctx); err != nil || len(names) != 0 {
 		t.Fatalf("got %v, %v", names, err)
 	}
-	poll(t, "the watch ends", func() bool { _, open := <-inside; return !open })
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range inside {
+		}
+	}()
+	select {
+	case <-ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the watch goes on in a namespace without a name")
+	}
 	poll(t, "the tunnel's key is free", func() bool { return own.CreateGRE(ctx, "vpx-1", tunnel(7), 0) == nil })
 }
 
@@ -246,21 +256,24 @@ func TestHandlesNeverStray(t *testing.T) {
 	}
 	cancel()
 	writers.Wait()
-	links, err := own.Links(ctx)
+	// Threads of this process are in the namespace that it was started in.
+	outside, err := kernel.NewHost(kernel.HostOptions{NetnsDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range links {
-		if strings.HasPrefix(l.Name, "stray") {
-			t.Errorf("%s was made in the agent's namespace", l.Name)
+	t.Cleanup(func() { _ = outside.Close() })
+	for where, h := range map[string]kernel.Handle{"the machine's own namespace": own, "the process's namespace": in(t, outside, "")} {
+		links, err := h.Links(ctx)
+		if err != nil || slices.ContainsFunc(links, func(l kernel.Link) bool { return strings.HasPrefix(l.Name, "stray") }) {
+			t.Errorf("%s has links %+v, %v", where, links, err)
 		}
-	}
-	rules, err := own.Rules(ctx)
-	if err != nil || slices.ContainsFunc(rules, func(r kernel.Rule) bool { return r.Table == 4711 }) {
-		t.Errorf("rules %v, %v", rules, err)
-	}
-	if value, err := own.Sysctl(ctx, "net/ipv4/conf/all/log_martians"); err != nil || value != "0" {
-		t.Errorf("log_martians %s, %v", value, err)
+		rules, err := h.Rules(ctx)
+		if err != nil || slices.ContainsFunc(rules, func(r kernel.Rule) bool { return r.Table == 4711 }) {
+			t.Errorf("%s has rules %v, %v", where, rules, err)
+		}
+		if value, err := h.Sysctl(ctx, "net/ipv4/conf/all/log_martians"); err != nil || value != "0" {
+			t.Errorf("%s logs martians: %s, %v", where, value, err)
+		}
 	}
 }
 

@@ -123,32 +123,15 @@ func putRule(m *message, typ, flags uint16, seq uint32, r Rule) {
 	m.end()
 }
 
-// AddRules adds each rule unless the same one of the same protocol is there.
-// The kernel's own test (NLM_F_EXCL) takes no notice of the protocol: a rule of
-// someone else with the same content would stand in for ours until they remove it.
+// AddRules leaves it to the kernel to find the same rule of the same protocol
+// (rule_exists in net/core/fib_rules.c).
 func (h *handle) AddRules(ctx context.Context, rs []Rule) []error {
 	return h.useBatch(ctx, len(rs), func(i int) string { return "add " + rs[i].String() }, func() []error {
 		errs := batchValid(ctx, h.conn, rs, Rule.Validate, func(r Rule, m *message, seq uint32) {
 			putRule(m, unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, seq, r)
 		})
-		taken := failedWith(errs, isExist)
-		if len(taken) == 0 {
-			return errs
-		}
-		have, err := h.ruleSet(ctx)
-		var again []int
-		for _, i := range taken {
-			errs[i] = err
-			if err == nil && !have[rs[i]] {
-				again = append(again, i)
-			}
-		}
-		rest := pick(rs, again)
-		added := h.conn.batch(ctx, len(rest), func(i int, m *message, seq uint32) {
-			putRule(m, unix.RTM_NEWRULE, unix.NLM_F_CREATE, seq, rest[i])
-		})
-		for i, err := range added {
-			errs[again[i]] = err
+		for _, i := range failedWith(errs, isExist) {
+			errs[i] = nil
 		}
 		return errs
 	})

@@ -89,7 +89,9 @@ func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
 		close(w.done)
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.watchers[name], w)
+		if delete(h.watchers[name], w); len(h.watchers[name]) == 0 {
+			delete(h.watchers, name)
+		}
 	}()
 	return MergeHints(ctx, in), nil
 }

@@ -78,6 +78,9 @@ var watchContract = map[string]func(*testing.T, *machine){
 	"a link that goes down is a hint for what it takes along": func(t *testing.T, m *machine) {
 		for _, want := range []kernel.Hint{kernel.HintRoutes, kernel.HintNeighbors} {
 			l := m.tunnel(m.own, "vpx-1", 7)
+			// The kernel does tell of IPv6 routes that go.
+			m.ok(m.own.SetSysctl(t.Context(), "net/ipv6/conf/vpx-1/disable_ipv6", "1"))
+			m.allOK(m.own.ReplaceRoutes(t.Context(), []kernel.Route{route(l.Index, 1000, "172.16.101.0/24", 0)}))
 			hints := m.watch("")
 			m.ok(m.own.SetLinkUp(t.Context(), l.Index, false))
 			m.hinted(hints, want)
