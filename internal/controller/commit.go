@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// attempts bounds how often a write is worked out anew because another
-	// controller was faster.
-	attempts = 10
+	// persistence bounds how long a write is worked out anew because other
+	// controllers were faster.
+	persistence = 15 * time.Second
 	// A tombstone is kept for tombstoneAge, so that nodes that were away
 	// learn of the deletion; more than tombstoneMax are not kept.
 	tombstoneAge = time.Hour
@@ -39,7 +39,7 @@ func (c *Controller) commit(ctx context.Context, work func(*view) (transaction, 
 	case <-ctx.Done():
 		return 0, nil, context.Cause(ctx)
 	}
-	for range attempts {
+	for start := time.Now(); time.Since(start) < persistence; {
 		v, err := c.current()
 		if err != nil {
 			return 0, nil, err
@@ -63,7 +63,7 @@ func (c *Controller) commit(ctx context.Context, work func(*view) (transaction, 
 		}
 		return revision, v, c.reach(ctx, revision)
 	}
-	return 0, nil, connect.NewError(connect.CodeAborted, fmt.Errorf("the store changed %d times meanwhile; try again", attempts))
+	return 0, nil, connect.NewError(connect.CodeAborted, fmt.Errorf("other controllers changed the store without pause for %v; try again", persistence))
 }
 
 // send writes a transaction together with the index, whose revision makes it
