@@ -141,7 +141,7 @@ func clamps(t *testing.T, h Harness, b nat.Backend) {
 // replacements is how often rules are replaced under traffic.
 const replacements = 50
 
-// replacesUnderTraffic opens connections without pause while the rules change
+// replacesUnderTraffic keeps opening connections while the rules change
 // between two sets with the same translation, and keeps one connection open.
 func replacesUnderTraffic(t *testing.T, h Harness, b nat.Backend) {
 	first := Samples()["proxy with HaVip"]
@@ -196,13 +196,16 @@ type traffic struct {
 
 func connect(t *testing.T, h Host, from node, to netip.AddrPort, stop <-chan struct{}) traffic {
 	r := traffic{seen: map[netip.Addr]int{}}
+	// A pause, so that the writer gets its turn where processors are few.
+	next := time.NewTicker(2 * time.Millisecond)
+	defer next.Stop()
 	for {
 		select {
 		case <-stop:
 			return r
-		default:
+		case <-next.C:
 		}
-		c, err := dial(t.Context(), h, from, to, time.Second)
+		c, err := dial(t.Context(), h, from, to, patience)
 		if err != nil {
 			r.errs = append(r.errs, err)
 			continue
