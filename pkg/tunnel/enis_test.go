@@ -293,6 +293,35 @@ func TestBareENIIsKeptUp(t *testing.T) {
 	})
 }
 
+// What is ours on an interface is its own Kind's, and does not go out with it.
+func TestENILeavesWhatIsOurs(t *testing.T) {
+	eachBench(t, func(b *bench) {
+		engine := b.engine()
+		engine.Apply(wantedENI)
+		h, l := b.Open(b.t, "vpx-a"), b.Link(b.t, "vpx-a", "eth1")
+		ok(b.t, h.AddAddress(b.t.Context(), kernel.Address{Link: l.Index, Prefix: prefix("172.16.101.100/32"), Protocol: desired.Protocol}))
+		ok(b.t, h.ReplaceRoutes(b.t.Context(), []kernel.Route{{Table: 254, Dst: prefix("172.16.200.0/24"), Link: l.Index, Protocol: desired.Protocol}})...)
+		engine.Apply(enis{})
+		b.at("", "eth1")
+	})
+}
+
+func TestENIThatWasDownComesBackDown(t *testing.T) {
+	eachBench(t, func(b *bench) {
+		ok(b.t, b.Open(b.t, "").SetLinkUp(b.t.Context(), b.Link(b.t, "", "eth1").Index, false))
+		had := b.has("", "eth1") // neither routes nor IPv6 addresses
+		engine := b.engine()
+		engine.Apply(wantedENI)
+		if !b.Link(b.t, "vpx-a", "eth1").Up {
+			b.t.Error("the interface is down inside")
+		}
+		engine.Apply(enis{})
+		if has := b.has("", "eth1"); b.Link(b.t, "", "eth1").Up || !slices.Equal(has, had) {
+			b.t.Errorf("has %q, had %q", has, had)
+		}
+	})
+}
+
 // Whoever takes an interface out by hand, when nobody wants it, and furnishes it
 // anew, means it.
 func TestENITakenOutByHand(t *testing.T) {
