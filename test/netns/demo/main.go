@@ -208,7 +208,9 @@ func (d *demo) attach(ctx context.Context) error {
 // ctl types a vpcproxyctl command on the controller's machine.
 func (d *demo) ctl(ctx context.Context, args ...string) error {
 	d.say("  control# vpcproxyctl %s", strings.ReplaceAll(strings.Join(args, " "), d.files+string(filepath.Separator), ""))
-	out, err := d.lab.Control.Run(ctx, filepath.Join(d.programs, "vpcproxyctl"), args...)
+	// A shell, to have progress and answer in the order in which they come.
+	shell := append([]string{"-c", `exec "$0" "$@" 2>&1`, filepath.Join(d.programs, "vpcproxyctl")}, args...)
+	out, err := d.lab.Control.Run(ctx, "sh", shell...)
 	for line := range strings.Lines(out) {
 		d.say("           %s", strings.ReplaceAll(strings.TrimRight(line, "\n"), d.files+string(filepath.Separator), ""))
 	}
