@@ -8,12 +8,12 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/nft"
 )
 
-// manySteers returns steers of that many pods to 200 attachments.
+// manySteers returns steers of that many pods to 20 attachments.
 func manySteers(n int) map[nft.Match]nft.Mark {
 	steers := make(map[nft.Match]nft.Mark, n)
 	for i := range n {
 		src := netip.PrefixFrom(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 10<<24|uint32(i)))), 32)
-		steers[nft.Match{Src: src, Dst: netip.MustParsePrefix("172.16.101.0/24")}] = nft.Mark{Mark: uint32(i%200 + 1), Mask: 0xffff}
+		steers[nft.Match{Src: src, Dst: netip.MustParsePrefix("172.16.101.0/24")}] = nft.Mark{Mark: uint32(i%20 + 1), Mask: 0xffff}
 	}
 	return steers
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -164,14 +166,20 @@ func (m Mark) rule() rule {
 	}, verdict(expr.VerdictAccept, ""))
 }
 
-const chainMarkFormat = "mark_%08x_%08x"
+const chainMarkPrefix = "mark_"
 
-func (m Mark) chain() string { return fmt.Sprintf(chainMarkFormat, m.Mark, m.Mask) }
+func (m Mark) chain() string { return fmt.Sprintf(chainMarkPrefix+"%08x_%08x", m.Mark, m.Mask) }
 
+// parseMarkChain is called for every element: it does not scan by a format.
 func parseMarkChain(name string) (Mark, bool) {
-	var m Mark
-	_, err := fmt.Sscanf(name, chainMarkFormat, &m.Mark, &m.Mask)
-	return m, err == nil && m.chain() == name && m.Validate() == nil
+	rest, ok := strings.CutPrefix(name, chainMarkPrefix)
+	if !ok || len(rest) != 17 || rest[8] != '_' || strings.ToLower(rest) != rest {
+		return Mark{}, false
+	}
+	mark, err := strconv.ParseUint(rest[:8], 16, 32)
+	mask, err2 := strconv.ParseUint(rest[9:], 16, 32)
+	m := Mark{Mark: uint32(mark), Mask: uint32(mask)}
+	return m, err == nil && err2 == nil && m.Validate() == nil
 }
 
 // steerMap identifies a steering map: a family and two prefix lengths.
