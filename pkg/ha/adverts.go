@@ -1,0 +1,109 @@
+package ha
+
+import (
+	"slices"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
+)
+
+// advert is 6.4.2 (400) and 6.4.3 (700).
+func (m *Machine) advert(a Advert) {
+	if m.state == Backup || m.state == Active {
+		m.mismatch(a)
+	}
+	switch m.state {
+	case Backup:
+		m.backupHears(a)
+	case Active:
+		m.activeHears(a)
+	}
+}
+
+func (m *Machine) backupHears(a Advert) {
+	if a.Priority == vrrp.PriorityStop {
+		m.graced = false
+		m.timer = m.now + Skew(m.Priority(), m.activeInterval)
+		return
+	}
+	if a.Priority < m.Priority() && m.preempts() && m.delayOver() {
+		return // the timer goes on
+	}
+	if a.Priority >= m.Priority() {
+		m.preemptAt = never
+	}
+	m.activeAddr, m.activePriority = a.From, a.Priority
+	m.listen(a.Interval)
+}
+
+// delayOver says whether a lower priority has been heard for PreemptDelay.
+func (m *Machine) delayOver() bool {
+	if m.cfg.PreemptDelay == 0 {
+		return true
+	}
+	if m.preemptAt == never {
+		m.preemptAt = m.now + m.cfg.PreemptDelay
+	}
+	return m.now >= m.preemptAt
+}
+
+func (m *Machine) activeHears(a Advert) {
+	own := m.Priority()
+	switch {
+	case a.Priority == vrrp.PriorityStop:
+		// Another was active, too, and may have left its traces.
+		m.send()
+		m.claimAgain()
+	case a.Priority > own, a.Priority == own && a.From.Compare(m.cfg.Local) > 0:
+		if own == vrrp.PriorityOwner {
+			m.note("owners", "%v says that it owns the addresses, as this node does: give one of them a lower priority", a.From)
+		}
+		// The winner may not know that another was active, so that it sees no
+		// reason to announce itself (6.4.3 has it do so only when it hears a
+		// lower advert). A last advert, after silence, gives it one.
+		m.do(Deactivate{}, Send{Priority: own, To: a.From})
+		m.activeAddr, m.activePriority = a.From, a.Priority
+		m.become(Backup, "%v has priority %d, against %d here", a.From, a.Priority, own)
+		m.listen(a.Interval)
+	default:
+		if own == vrrp.PriorityOwner && a.Priority == own {
+			m.note("owners", "%v says that it owns the addresses, as this node does: give one of them a lower priority", a.From)
+		}
+		m.send()
+		m.claimAgain()
+	}
+}
+
+// claimAgain announces now, and again when the other has had time to fall
+// silent: what it announced until then would stand.
+func (m *Machine) claimAgain() {
+	if m.now-m.announced >= announceEvery {
+		m.announced = m.now
+		m.do(Announce{})
+	}
+	m.announce = m.now + max(m.cfg.Interval, settle)
+}
+
+// mismatch is 7.1 (8) and (9): report, do not drop.
+func (m *Machine) mismatch(a Advert) {
+	if a.Priority != vrrp.PriorityStop && a.Interval != m.cfg.Interval {
+		m.note("interval", "%v advertises every %v, configured here is %v", a.From, a.Interval, m.cfg.Interval)
+	}
+	if !slices.Equal(a.Addresses, m.cfg.Addresses) {
+		m.note("addresses", "%v advertises the addresses %v, configured here are %v", a.From, a.Addresses, m.cfg.Addresses)
+	}
+}
+
+// noteEvery is the least time between two notes of one kind.
+const noteEvery = time.Minute
+
+// limiter lets one note of each kind pass in noteEvery.
+type limiter map[string]time.Duration
+
+func (l limiter) allow(key string, now time.Duration) bool {
+	if last, ok := l[key]; ok && now-last < noteEvery {
+		return false
+	}
+	l[key] = now
+	return true
+}
