@@ -15,6 +15,10 @@ const Protocol = 176
 // LinkPrefix begins the name of every link and network namespace of ours.
 const LinkPrefix = "vpx-"
 
+// AliasPrefix begins the ifalias of every link of ours, so that one that
+// somebody renamed is still known as ours.
+const AliasPrefix = "vpcproxy "
+
 // Namespace is a network namespace of ours, named below /run/netns.
 type Namespace struct{}
 

@@ -62,7 +62,8 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 		reconcile.NewStage(k.Egress, func(s state) map[desired.EgressKey]desired.Egress { return s.Egress },
 			func(e desired.EgressKey, _ desired.Egress) string { return inside(e.Netns) }),
 		reconcile.NewStage(k.Addresses, func(s state) map[desired.AddressKey]desired.Address { return s.Addresses },
-			func(a desired.AddressKey, _ desired.Address) string { return inside(a.Netns) }),
+			func(a desired.AddressKey, _ desired.Address) string { return inside(a.Netns) },
+			reconcile.Invalidates(routes)), // a route goes with its preferred source
 		reconcile.NewStage(k.Neighbors, func(s state) map[desired.NeighborKey]desired.Neighbor { return s.Neighbors },
 			func(n desired.NeighborKey, _ desired.Neighbor) string { return inside(n.Netns) }),
 		reconcile.NewStage(k.Sysctls, func(s state) map[desired.SysctlKey]desired.Sysctl { return s.Sysctls },

@@ -13,10 +13,6 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 )
 
-// AliasPrefix begins the alias of every link of ours; it is how a link is
-// known that somebody has renamed.
-const AliasPrefix = "vpcproxy "
-
 // Name tells whether a link or a network namespace of this name is ours.
 func Name(name string) bool {
 	return strings.HasPrefix(name, desired.LinkPrefix)
@@ -25,7 +21,7 @@ func Name(name string) bool {
 // Tunnel tells whether a link is a tunnel device of ours, whatever its name is
 // now.
 func Tunnel(l kernel.Link) bool {
-	return l.Type == "gre" && (Name(l.Name) || strings.HasPrefix(l.Alias, AliasPrefix))
+	return l.Type == "gre" && (Name(l.Name) || strings.HasPrefix(l.Alias, desired.AliasPrefix))
 }
 
 // fallback are the devices that tunnel modules put into every network namespace

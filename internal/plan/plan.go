@@ -186,7 +186,7 @@ func (b *builder) tunnelLink(netns string, a *intent.Attachment, key uint32, key
 		Local: b.self.Spec.UnderlayAddress,
 		Keyed: keyed, Key: key,
 		MTU: b.mtu(keyed), TTL: tunnelTTL,
-		Alias: "vpcproxy attachment " + a.ObjectName(),
+		Alias: desired.AliasPrefix + "attachment " + a.ObjectName(),
 	}
 	return k
 }

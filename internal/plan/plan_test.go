@@ -190,6 +190,16 @@ func TestBuildProblems(t *testing.T) {
 			want: "2 interfaces have MAC address 02:00:00:00:65:0a (eth1, br0)",
 		},
 		{
+			name: "the ENI is the underlay interface", node: "proxy",
+			facts: Facts{UnderlayLink: "eth1", UnderlayMTU: 1500, Interfaces: []Interface{{Name: "eth1", MAC: "02:00:00:00:65:0a"}}},
+			want:  "eth1 with MAC address 02:00:00:00:65:0a carries the underlay address",
+			check: func(t *testing.T, s desired.State) {
+				if len(s.ENIs) != 0 {
+					t.Errorf("the node would cut itself off: %v", s.ENIs)
+				}
+			},
+		},
+		{
 			name: "underlay address gone", node: "host", facts: Facts{},
 			want: "no interface of this node has its underlay address 192.168.80.8",
 		},

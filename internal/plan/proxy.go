@@ -84,9 +84,14 @@ func (b *builder) eni(a *intent.Attachment, netns string) (Interface, bool) {
 	}
 	var found []Interface
 	for _, i := range b.facts.Interfaces {
-		if (i.Netns == "" || i.Netns == netns) && matches(spec, i) {
-			found = append(found, i)
+		if i.Netns != "" && i.Netns != netns || !matches(spec, i) {
+			continue
 		}
+		if i.Netns == "" && i.Name == b.facts.UnderlayLink {
+			b.problem(a, "interface %s with %s carries the underlay address and cannot be moved away; mend spec.enis", i.Name, describe(spec))
+			return Interface{}, false
+		}
+		found = append(found, i)
 	}
 	switch len(found) {
 	case 0:
