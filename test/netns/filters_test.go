@@ -74,11 +74,11 @@ func toPort(port uint16) func(traffic.Packet) bool {
 	}
 }
 
-// encapsulated finds datagrams for a UDP port inside GRE.
+// encapsulated finds datagrams for a UDP port inside GRE that enter here.
 func encapsulated(port uint16) func(traffic.Packet) bool {
 	return func(p traffic.Packet) bool {
 		header, payload, ok := p.IPv4()
-		if !ok || header.Protocol != unix.IPPROTO_GRE {
+		if !ok || p.Outgoing || header.Protocol != unix.IPPROTO_GRE {
 			return false
 		}
 		inner, payload, ok := traffic.Decapsulate(payload)

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,15 +149,18 @@ func TestUserVPCOpensNothing(t *testing.T) {
 	w.reached(t)
 }
 
-// silent checks that an address answers nothing at all: neither a ping, nor
-// TCP (not even by a reset), nor UDP (not even by ICMP).
+// silent checks that an address answers nothing: neither a ping, nor TCP (not
+// even by a reset), nor UDP (not even that the port is closed). A router's word
+// that it knows no way there is no answer of the address.
 func silent(t *testing.T, m *topo.Machine, address netip.Addr) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), never)
 	defer cancel()
 	var probes sync.WaitGroup
 	probes.Go(func() {
-		if err := traffic.Ping(ctx, m, address, 100); !errors.Is(err, context.DeadlineExceeded) {
+		err := traffic.Ping(ctx, m, address, 100)
+		refusal, refused := errors.AsType[*traffic.UnreachableError](err)
+		if !errors.Is(err, context.DeadlineExceeded) && (!refused || refusal.Code != icmpNoRoute) {
 			t.Errorf("%s pinged %s: %v, want silence", m.Name, address, err)
 		}
 	})
@@ -166,8 +169,8 @@ func silent(t *testing.T, m *topo.Machine, address netip.Addr) {
 			c, err := traffic.Dial(ctx, m, "tcp4", netip.AddrPortFrom(address, port).String())
 			if err == nil {
 				_ = c.Close()
-			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s connected to %s port %d", m.Name, address, port)
+			} else if errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("%s connected to %s port %d: %v, want silence", m.Name, address, port, err)
 			}
 		})
@@ -179,12 +182,15 @@ func silent(t *testing.T, m *topo.Machine, address netip.Addr) {
 			return
 		}
 		<-ctx.Done()
-		if r := stream.Stop(0); r.Lost != r.Sent || r.Errors > 0 {
+		if r := stream.Stop(0); r.Lost != r.Sent || errors.Is(r.LastError, syscall.ECONNREFUSED) {
 			t.Errorf("%s sent datagrams to %s: %+v, want silence", m.Name, address, r)
 		}
 	})
 	probes.Wait()
 }
+
+// icmpNoRoute is "net unreachable" (RFC 792).
+const icmpNoRoute = 0
 
 // TestPodForges lets pods pretend: GRE of their own making toward the proxy,
 // and the address of another tenant's pod.

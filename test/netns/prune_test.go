@@ -62,11 +62,8 @@ func fingerprint(t *testing.T, m *topo.Machine) string {
 // same waits until a machine looks as before.
 func same(t *testing.T, m *topo.Machine, before string) {
 	t.Helper()
-	eventually(t, soon, func(ctx context.Context) error {
-		after, err := m.Fingerprint(ctx)
-		if err != nil {
-			return err
-		}
+	eventually(t, soon, func(context.Context) error {
+		after := fingerprint(t, m)
 		if gone, added := difference(before, after), difference(after, before); len(gone)+len(added) > 0 {
 			return fmt.Errorf("%s differs.\ngone:\n  %s\nadded:\n  %s", m.Name, strings.Join(gone, "\n  "), strings.Join(added, "\n  "))
 		}

@@ -54,6 +54,9 @@ func (m *Machine) describe(ctx context.Context, show func(what, output string) s
 	var all strings.Builder
 	for _, name := range append([]string{""}, names...) {
 		text, err := m.describeNamespace(ctx, name, show)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted meanwhile
+		}
 		if err != nil {
 			return all.String(), fmt.Errorf("%s: describe namespace %q: %w", m.Name, name, err)
 		}

@@ -108,7 +108,8 @@ type Stream struct {
 	conn  net.Conn
 	every time.Duration
 	stop  chan struct{}
-	tasks sync.WaitGroup
+	sender,
+	receiver sync.WaitGroup
 
 	mu     sync.Mutex
 	sent   uint64
@@ -131,8 +132,8 @@ func StartStream(ctx context.Context, m *topo.Machine, server netip.Addr, every 
 		return nil, fmt.Errorf("%s: stream to %s: %w", m.Name, server, err)
 	}
 	s := &Stream{conn: c, every: every, stop: make(chan struct{}), back: map[uint64]struct{}{}}
-	s.tasks.Go(s.send)
-	s.tasks.Go(s.receive)
+	s.sender.Go(s.send)
+	s.receiver.Go(s.receive)
 	return s, nil
 }
 
@@ -197,6 +198,7 @@ func (s *Stream) Returned() int {
 // reports.
 func (s *Stream) Stop(patience time.Duration) StreamReport {
 	close(s.stop)
+	s.sender.Wait()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(s.every) {
 		s.mu.Lock()
 		complete := uint64(len(s.back)) == s.sent
@@ -206,7 +208,7 @@ func (s *Stream) Stop(patience time.Duration) StreamReport {
 		}
 	}
 	_ = s.conn.Close()
-	s.tasks.Wait()
+	s.receiver.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return StreamReport{Sent: s.sent, Lost: s.sent - uint64(len(s.back)), Errors: s.errors, LastError: s.last}
