@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
 	"time"
 
@@ -31,6 +30,8 @@ type Backend struct {
 
 	mu     sync.Mutex
 	busyAt time.Time // when the lock was last waited for in vain
+
+	unreadable sync.Once // told that other cannot be read
 }
 
 var _ nat.Backend = (*Backend)(nil)
@@ -165,7 +166,7 @@ func (b *Backend) noteMove(s seat, shadow string) {
 }
 
 // Counters returns what the Drop rules of a namespace have dropped. Counts
-// start over when a chain is written.
+// start over when a chain is written. It starts two programs.
 func (b *Backend) Counters(ctx context.Context, netns string) ([]nat.Counter, error) {
 	sums := map[nat.Counter]uint64{}
 	err := b.in(ctx, netns, "read counters", func() error {
@@ -174,6 +175,9 @@ func (b *Backend) Counters(ctx context.Context, netns string) ([]nat.Counter, er
 				continue
 			}
 			tables, err := b.inUse.dump(ctx, f, true)
+			if err == nil {
+				err = checkVisible(tables)
+			}
 			if err != nil {
 				return err
 			}
@@ -187,8 +191,7 @@ func (b *Backend) Counters(ctx context.Context, netns string) ([]nat.Counter, er
 		return nil, err
 	}
 	var out []nat.Counter
-	for c := range maps.Keys(sums) {
-		n := sums[c]
+	for c, n := range sums {
 		c.Packets = n
 		out = append(out, c)
 	}

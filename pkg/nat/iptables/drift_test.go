@@ -262,12 +262,40 @@ func TestWriteReportsLock(t *testing.T) {
 	mustWrite(t, b, proxyNAT)
 }
 
-func TestReadRefusesTablesItCannotSee(t *testing.T) {
+func TestTablesThatCannotBeSeen(t *testing.T) {
+	const script = `nft 'add rule ip filter FORWARD ct state vmap { new : accept }'`
 	_, b, inside := newNetns(t, NFT)
 	mustWrite(t, b, proxyNAT)
-	inside(`nft 'add rule ip filter FORWARD ct state vmap { new : accept }'`)
-	if s, err := b.Read(t.Context(), testNetns); !errors.Is(err, errIncompatible) {
-		t.Errorf("Read = %v, %v; want %v: unknown is not none", s, err, errIncompatible)
+	inside(script)
+	if s, err := b.Read(t.Context(), testNetns); !errors.Is(err, errHidden) {
+		t.Errorf("Read = %v, %v; want %v: unknown is not none", s, err, errHidden)
+	}
+	if err := b.Write(t.Context(), testNetns, proxyNAT); !errors.Is(err, errHidden) {
+		t.Errorf("Write = %v, want %v", err, errHidden)
+	}
+	if _, err := b.Counters(t.Context(), testNetns); !errors.Is(err, errHidden) {
+		t.Errorf("Counters = %v, want %v", err, errHidden)
+	}
+}
+
+func TestTheOtherVariantDoesNotStandInTheWay(t *testing.T) {
+	_, b, inside := newNetns(t, Legacy)
+	inside(`nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; }; add rule ip filter FORWARD ct state vmap { new : accept }'`)
+	mustWrite(t, b, proxyNAT)
+	if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
+		t.Error(d)
+	}
+	var log strings.Builder
+	b.log = slog.New(slog.NewTextHandler(&log, nil))
+	b.other.programs = nil // as on a kernel without nf_tables
+	for range 2 {
+		b.seen.forget(testNetns)
+		if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
+			t.Error(d)
+		}
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want one:\n%s", n, log.String())
 	}
 }
 

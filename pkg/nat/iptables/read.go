@@ -16,15 +16,22 @@ type view struct {
 	other []table
 }
 
-// look reads one family on the calling thread's namespace.
+// look reads one family on the calling thread's namespace. The variant that is
+// not in use holds nothing that counts, so it may be unreadable.
 func (b *Backend) look(ctx context.Context, f nat.Family) (view, error) {
 	var v view
 	var err error
-	if v.inUse, err = b.inUse.dump(ctx, f, false); err != nil {
+	if v.inUse, err = b.inUse.dump(ctx, f, false); err == nil {
+		err = checkVisible(v.inUse)
+	}
+	if err != nil || b.other == nil {
 		return v, err
 	}
-	if b.other != nil {
-		v.other, err = b.other.dump(ctx, f, false)
+	if v.other, err = b.other.dump(ctx, f, false); err != nil && ctx.Err() == nil {
+		b.unreadable.Do(func() {
+			b.log.Warn("cannot look for rules of ours that an earlier run may have left in the other variant of iptables", "variant", string(b.other.mode), "error", err)
+		})
+		return v, nil
 	}
 	return v, err
 }

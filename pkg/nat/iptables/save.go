@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/vpcproxy/vpcproxy/pkg/nat"
 )
 
 // table is one table as iptables-save prints it.
@@ -13,6 +15,7 @@ type table struct {
 	name   string
 	chains []string // all, in order
 	rules  map[string][]rule
+	hidden bool // there, but iptables-nft cannot show it; all else is empty
 }
 
 // rule is one rule of a chain.
@@ -33,9 +36,20 @@ func find(ts []table, name string) *table {
 	return nil
 }
 
-// errIncompatible says that iptables-nft cannot show a table, because another
-// program put rules into it that are not iptables'.
-var errIncompatible = errors.New("holds rules that iptables cannot show; move them to a table of their own (see nft list ruleset)")
+// errHidden says that iptables-nft cannot show a table, because another program
+// put rules into it that are not iptables'.
+var errHidden = errors.New("holds rules that iptables cannot show; move them to a table of their own (see nft list ruleset)")
+
+// checkVisible returns errHidden if a table that we need is hidden: what of
+// ours is in there is unknown.
+func checkVisible(ts []table) error {
+	for _, c := range nat.Chains() {
+		if t := find(ts, c.Place().Table); t != nil && t.hidden {
+			return fmt.Errorf("table %s %w", t.name, errHidden)
+		}
+	}
+	return nil
+}
 
 // parseSave reads the output of iptables-save. An unfinished table is an error:
 // a list that is cut off must not pass for a shorter one.
@@ -44,10 +58,10 @@ func parseSave(out string) ([]table, error) {
 	var cur *table
 	for i, line := range strings.Split(out, "\n") {
 		line = strings.TrimSpace(line)
-		if name, ok := incompatible(line); ok {
-			return nil, fmt.Errorf("table %s %w", name, errIncompatible)
-		}
+		name, hidden := incompatible(line)
 		switch {
+		case hidden && cur == nil:
+			tables = append(tables, table{name: name, hidden: true})
 		case line == "" || line[0] == '#':
 		case line[0] == '*' && cur == nil:
 			cur = &table{name: line[1:], rules: map[string][]rule{}}

@@ -63,9 +63,25 @@ func TestParseSaveRefuses(t *testing.T) {
 			t.Errorf("%s: parsed as %v; a list that is not whole must not pass for one", name, ts)
 		}
 	}
-	_, err := parseSave("# Table `nat' is incompatible, use 'nft' tool.\n")
-	if !errors.Is(err, errIncompatible) {
-		t.Errorf("a table left out: error %v, want %v", err, errIncompatible)
+}
+
+func TestHiddenTables(t *testing.T) {
+	for out, want := range map[string]error{
+		"# Table `nat' is incompatible, use 'nft' tool.\n":                     errHidden,
+		"*filter\nCOMMIT\n# Table `mangle' is incompatible, use 'nft' tool.\n": errHidden,
+		"# Table `raw' is incompatible, use 'nft' tool.\n*nat\nCOMMIT\n":       nil, // none of ours
+		"# Table `nat' is fine\n*nat\nCOMMIT\n":                                nil,
+	} {
+		ts, err := parseSave(out)
+		if err != nil {
+			t.Errorf("parseSave(%q): %v", out, err)
+		}
+		if err := checkVisible(ts); !errors.Is(err, want) {
+			t.Errorf("%q: error %v, want %v", out, err, want)
+		}
+		if text := script(ts, nil, nil); text != "" {
+			t.Errorf("%q: would write\n%s", out, text)
+		}
 	}
 }
 
