@@ -277,30 +277,33 @@ func TestHandlesNeverStray(t *testing.T) {
 	}
 }
 
+// othersWork is what a person, or another program, could have set up.
+var othersWork = []string{
+	"ip link add eth1 type veth peer name port",
+	"ip link set port up",
+	"ip link add differ type gre local 192.0.2.1 ikey 1 okey 2 ttl 9 nopmtudisc seq csum",
+	"ip link add ptp type gre local 192.0.2.1 remote 192.0.2.9 key 5",
+	"ip link set eth1 up",
+	"ip link set differ up",
+	"ip address add 198.51.100.1/24 dev eth1 valid_lft 1000 preferred_lft 1000",
+	"ip route add 203.0.113.0/24 tos 0x10 via 198.51.100.2 table 1000",
+	"ip route add 203.0.113.0/24 table 1000 nexthop via 198.51.100.2 nexthop via 198.51.100.3",
+	"ip route add 2001:db8::/64 via inet6 fe80::1 dev eth1 table 1000",
+	"ip route add 192.0.2.128/25 via inet6 fe80::1 dev eth1 table 1000",
+	"ip neigh add 198.51.100.2 lladdr 02:00:00:00:00:01 dev eth1",
+	"ip neigh add 100.64.0.2 lladdr 192.0.2.2 nud permanent dev differ",
+	"ip rule add from 10.0.0.0/8 lookup 1000 priority 5",
+	"ip rule add not fwmark 0x1/0xff lookup 1000 priority 6",
+	"ip rule add fwmark 0x1/0xff lookup 1000 priority 7 protocol 99",
+	"ip rule add priority 8 unreachable",
+	"ip rule add lookup main suppress_prefixlength 0 priority 9",
+}
+
 func TestListsWhatOthersMade(t *testing.T) {
 	lab.Require(t, lab.GRE)
 	host, ctx := newMachine(t), t.Context()
 	h := in(t, host, "")
-	for _, command := range []string{
-		"ip link add eth1 type veth peer name port",
-		"ip link set port up",
-		"ip link add differ type gre local 192.0.2.1 ikey 1 okey 2 ttl 9 nopmtudisc seq csum",
-		"ip link add ptp type gre local 192.0.2.1 remote 192.0.2.9 key 5",
-		"ip link set eth1 up",
-		"ip link set differ up",
-		"ip address add 198.51.100.1/24 dev eth1 valid_lft 1000 preferred_lft 1000",
-		"ip route add 203.0.113.0/24 tos 0x10 via 198.51.100.2 table 1000",
-		"ip route add 203.0.113.0/24 table 1000 nexthop via 198.51.100.2 nexthop via 198.51.100.3",
-		"ip route add 2001:db8::/64 via inet6 fe80::1 dev eth1 table 1000",
-		"ip route add 192.0.2.128/25 via inet6 fe80::1 dev eth1 table 1000",
-		"ip neigh add 198.51.100.2 lladdr 02:00:00:00:00:01 dev eth1",
-		"ip neigh add 100.64.0.2 lladdr 192.0.2.2 nud permanent dev differ",
-		"ip rule add from 10.0.0.0/8 lookup 1000 priority 5",
-		"ip rule add not fwmark 0x1/0xff lookup 1000 priority 6",
-		"ip rule add fwmark 0x1/0xff lookup 1000 priority 7 protocol 99",
-		"ip rule add priority 8 unreachable",
-		"ip rule add lookup main suppress_prefixlength 0 priority 9",
-	} {
+	for _, command := range othersWork {
 		words := strings.Fields(command)
 		run(t, host, "", words[0], words[1:]...)
 	}
@@ -329,27 +332,7 @@ func TestListsWhatOthersMade(t *testing.T) {
 		t.Errorf("addresses %+v, %v", addresses, err)
 	}
 
-	dst := netip.MustParsePrefix("203.0.113.0/24")
-	routes, err := h.Routes(ctx, kernel.RouteFilter{Table: 1000})
-	for _, want := range []kernel.Route{
-		{Table: 1000, Dst: dst, Type: kernel.RouteUnicast, Link: eth1.Index, Via: netip.MustParseAddr("198.51.100.2"), Protocol: 3, TOS: 0x10},
-		{Table: 1000, Dst: dst, Type: kernel.RouteUnicast, Protocol: 3, Multipath: true},
-		{Table: 1000, Dst: netip.MustParsePrefix("2001:db8::/64"), Metric: 1024, Type: kernel.RouteUnicast, Link: eth1.Index, Via: netip.MustParseAddr("fe80::1"), Protocol: 3},
-		{Table: 1000, Dst: netip.MustParsePrefix("192.0.2.128/25"), Type: kernel.RouteUnicast, Link: eth1.Index, Via: netip.MustParseAddr("fe80::1"), Protocol: 3},
-	} {
-		if err != nil || !slices.Contains(routes, want) {
-			t.Errorf("no %+v among %+v, %v", want, routes, err)
-		}
-	}
-	// A route for one TOS only does not hold our key; a multipath one does.
-	mine := kernel.Route{Table: 1000, Dst: dst, Link: eth1.Index, Via: netip.MustParseAddr("198.51.100.2"), Onlink: true, Protocol: 176}
-	if err := h.ReplaceRoutes(ctx, []kernel.Route{mine})[0]; !errors.Is(err, kernel.ErrForeign) {
-		t.Errorf("over a multipath route: %v", err)
-	}
-	run(t, host, "", "ip", "route", "del", "203.0.113.0/24", "table", "1000", "tos", "0")
-	if err := h.ReplaceRoutes(ctx, []kernel.Route{mine})[0]; err != nil {
-		t.Errorf("beside a route for a TOS: %v", err)
-	}
+	checkOthersRoutes(t, host, eth1.Index)
 
 	neighbors, err := h.Neighbors(ctx)
 	want := kernel.Neighbor{Link: differ.Index, Addr: netip.MustParseAddr("100.64.0.2"), NBMA: netip.MustParseAddr("192.0.2.2"), State: kernel.NeighborPermanent}
@@ -365,5 +348,31 @@ func TestListsWhatOthersMade(t *testing.T) {
 		if r.Priority >= 5 && r.Priority <= 9 && r.Other != (r.Priority != 7) {
 			t.Errorf("rule %+v", r)
 		}
+	}
+}
+
+func checkOthersRoutes(t *testing.T, host kernel.Host, eth1 int) {
+	t.Helper()
+	ctx, h := t.Context(), in(t, host, "")
+	dst := netip.MustParsePrefix("203.0.113.0/24")
+	routes, err := h.Routes(ctx, kernel.RouteFilter{Table: 1000})
+	for _, want := range []kernel.Route{
+		{Table: 1000, Dst: dst, Type: kernel.RouteUnicast, Link: eth1, Via: netip.MustParseAddr("198.51.100.2"), Protocol: 3, TOS: 0x10},
+		{Table: 1000, Dst: dst, Type: kernel.RouteUnicast, Protocol: 3, Multipath: true},
+		{Table: 1000, Dst: netip.MustParsePrefix("2001:db8::/64"), Metric: 1024, Type: kernel.RouteUnicast, Link: eth1, Via: netip.MustParseAddr("fe80::1"), Protocol: 3},
+		{Table: 1000, Dst: netip.MustParsePrefix("192.0.2.128/25"), Type: kernel.RouteUnicast, Link: eth1, Via: netip.MustParseAddr("fe80::1"), Protocol: 3},
+	} {
+		if err != nil || !slices.Contains(routes, want) {
+			t.Errorf("no %+v among %+v, %v", want, routes, err)
+		}
+	}
+	// A route for one TOS only does not hold our key; a multipath one does.
+	mine := kernel.Route{Table: 1000, Dst: dst, Link: eth1, Via: netip.MustParseAddr("198.51.100.2"), Onlink: true, Protocol: 176}
+	if err := h.ReplaceRoutes(ctx, []kernel.Route{mine})[0]; !errors.Is(err, kernel.ErrForeign) {
+		t.Errorf("over a multipath route: %v", err)
+	}
+	run(t, host, "", "ip", "route", "del", "203.0.113.0/24", "table", "1000", "tos", "0")
+	if err := h.ReplaceRoutes(ctx, []kernel.Route{mine})[0]; err != nil {
+		t.Errorf("beside a route for a TOS: %v", err)
 	}
 }
