@@ -95,6 +95,10 @@ func natRules(s desired.State) map[desired.NATKey]nat.RuleSet {
 // kindsOf names the kinds that a hint is about.
 func kindsOf(h kernel.Hint) []string {
 	switch h {
+	case kernel.HintNamespaces:
+		return []string{"namespaces"}
+	case kernel.HintEgress:
+		return []string{"egress"}
 	case kernel.HintLinks:
 		return []string{"links", "enis", "egress", "addresses", "neighbors", "routes", "sysctls"}
 	case kernel.HintAddresses:

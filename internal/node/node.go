@@ -282,7 +282,7 @@ func (n *Node) hint(netns string, h kernel.Hint) {
 		n.loop.Hint(kindsOf(h)...)
 	}
 	switch h {
-	case kernel.HintAll, kernel.HintLinks, kernel.HintAddresses, kernel.HintSysctls:
+	case kernel.HintAll, kernel.HintNamespaces, kernel.HintLinks, kernel.HintAddresses, kernel.HintSysctls:
 		n.facts.forget(netns)
 		n.replan()
 	}
