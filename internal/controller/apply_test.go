@@ -53,6 +53,9 @@ func TestApply(t *testing.T) {
 	if diff := cmp.Diff([]apiv1.Outcome{unchanged, unchanged, unchanged, unchanged}, outcomes(again)); diff != "" {
 		t.Errorf("outcomes of the same again (-want +got):\n%s", diff)
 	}
+	if got := outcomes(r.apply(t, strings.Replace(orders, `"group"`, `"scope":"pods","group"`, 1))); got[0] != unchanged {
+		t.Errorf("the default written out is %v; want unchanged", got[0])
+	}
 	if again.GetRevision() != first.GetRevision() {
 		t.Errorf("the same again went from revision %d to %d", first.GetRevision(), again.GetRevision())
 	}
@@ -213,6 +216,11 @@ func TestDependents(t *testing.T) {
 	moved := strings.Replace(groupG, "p1", "p2", 1)
 	_, err = r.control.Apply(t.Context(), connect.NewRequest(request(t, strings.Replace(moved, "p2", "p3", 1))))
 	wantCode(t, err, connect.CodeFailedPrecondition, "ProxyGroup/g: spec", "would break Attachment/orders")
+	// Of what is in the request itself, nothing is said twice.
+	_, err = r.control.Apply(t.Context(), connect.NewRequest(request(t, moved, strings.Replace(named, `"p1"`, `"p3"`, 1))))
+	if text := err.Error(); strings.Contains(text, "would break") {
+		t.Errorf("told of a dependent that is in the request:\n%s", text)
+	}
 	// Both together are fine.
 	r.apply(t, moved, strings.Replace(named, `"p1"`, `"p2"`, 1))
 }
@@ -241,6 +249,7 @@ func TestAllocation(t *testing.T) {
 	_, err = r.control.Apply(t.Context(), connect.NewRequest(request(t, group(7, "10.9.0.4"))))
 	wantCode(t, err, connect.CodeAlreadyExists, "is the tunnel address of ProxyGroup g4")
 	r.delete(t, intent.KindProxyGroup, "g4")
+	r.apply(t, nodeP1, attach("early", "group", `"g1"`, "cidrs", `["10.8.0.0/30"]`))
 	r.apply(t, group(7, ""))
 	if got := tunnel("g7"); got != "10.9.0.4" {
 		t.Errorf("tunnel address %s; want the one that became free", got)
@@ -249,9 +258,9 @@ func TestAllocation(t *testing.T) {
 
 	// Another pool: what is allocated stays.
 	r = startOn(t, prefix, withPool("10.8.0.0/24"))
-	r.apply(t, group(8, ""), strings.Replace(group(1, ""), "p1", "p2", 1))
-	if a, b := tunnel("g8"), tunnel("g1"); a != "10.8.0.1" || b != "10.9.0.2" {
-		t.Errorf("tunnel addresses %s and %s; want one of the new pool, and the old one", a, b)
+	r.apply(t, group(8, ""), strings.Replace(group(2, "10.9.0.1"), "p1", "p2", 1))
+	if a, b := tunnel("g8"), tunnel("g1"); a != "10.8.0.4" || b != "10.9.0.2" {
+		t.Errorf("tunnel addresses %s and %s; want one of the new pool that no attachment leads to, and the old one", a, b)
 	}
 }
 

@@ -228,7 +228,17 @@ func TestUnreadableValues(t *testing.T) {
 			if held := r.status(t).GetHeld(); !strings.Contains(held, "1 stored values cannot be read") || !strings.Contains(held, "attachment/orders") {
 				t.Errorf("held: %q; want the key", held)
 			}
-			// The controller knows what it was, so it is as if it still was.
+			// The controller knows what it was, so it is as if it still was,
+			// even when it has to read everything again.
+			m := r.copyOfMirror()
+			entries, rev, err := r.store.Load(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.load(entries, rev, r.Controller.log)
+			if m.set.Attachment("orders") == nil || len(m.set.Unreadable) > 0 {
+				t.Errorf("read again: attachments %v, unreadable %v", attachmentNames(m.set.Attachments), m.set.Unreadable)
+			}
 			if a := get[*intent.Attachment](t, r, intent.KindAttachment, "orders"); a.Spec.VPC != "acme" {
 				t.Errorf("orders is %+v", a)
 			}
@@ -237,7 +247,7 @@ func TestUnreadableValues(t *testing.T) {
 			// A new one does not; the others are served, and nodes are told
 			// to keep what they have.
 			r = startOn(t, prefix)
-			_, err := r.control.Get(t.Context(), connect.NewRequest(&apiv1.GetRequest{Kind: "Attachment", Name: "orders"}))
+			_, err = r.control.Get(t.Context(), connect.NewRequest(&apiv1.GetRequest{Kind: "Attachment", Name: "orders"}))
 			wantCode(t, err, connect.CodeDataLoss, "Attachment/orders cannot be read", "apply it again, or delete it")
 			s := r.watch(t, nodeP1, "orders", "a001").next()
 			if s.Attachment("a001") == nil || len(s.Removed) > 0 || !slices.Equal(s.Unreadable, []string{"Attachment/orders"}) {
@@ -251,6 +261,15 @@ func TestUnreadableValues(t *testing.T) {
 			}
 		})
 	}
+}
+
+// copyOfMirror makes a mirror of what the controller shows: its own belongs to a
+// goroutine.
+func (r *rig) copyOfMirror() *mirror {
+	v := r.view.Load()
+	m := newMirror(v.set.Pool)
+	m.set, m.unreadable = v.set, v.unreadable
+	return m
 }
 
 func TestUnreadableGroupAndNode(t *testing.T) {

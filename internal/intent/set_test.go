@@ -289,6 +289,14 @@ func TestVisibleTellsWhatIsGone(t *testing.T) {
 	if !slices.Equal(v.Unreadable, set.Unreadable) {
 		t.Errorf("unreadable: %v", v.Unreadable)
 	}
+	// Without its group nobody can tell whose an attachment is: it has not
+	// moved away.
+	torn := set.Clone()
+	torn.Delete(intent.KindProxyGroup, "g")
+	torn.Unreadable = []string{"ProxyGroup/g", "Attachment/base"}
+	if got := torn.Visible("p1", "base").Removed; len(got) > 0 {
+		t.Errorf("removed: %v; want nothing, the group cannot be read", names(got))
+	}
 	if got := set.Visible("p1").Removed; len(got) > 0 {
 		t.Errorf("a node that knows nothing is told of %v", names(got))
 	}

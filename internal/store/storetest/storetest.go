@@ -22,6 +22,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"EmptyLoad":             emptyLoad,
 		"LoadIsSorted":          loadIsSorted,
 		"LoadManyPages":         loadManyPages,
+		"LoadIsOfOneRevision":   loadIsOfOneRevision,
 		"TxnIsAtomic":           txnIsAtomic,
 		"CompareAbsent":         compareAbsent,
 		"DeleteAbsent":          deleteAbsent,
@@ -97,6 +98,45 @@ func loadManyPages(t *testing.T, s store.Store) {
 		if want := fmt.Sprintf("k/%05d", i); e.Key != want {
 			t.Fatalf("entry %d is %s; want %s", i, e.Key, want)
 		}
+	}
+}
+
+// loadIsOfOneRevision moves a key from the first page to the last and back
+// while the store is read: each reading must find it once.
+func loadIsOfOneRevision(t *testing.T, s store.Store) {
+	loadManyPages(t, s)
+	here, there := "a", "z"
+	mustTxn(t, s, nil, put(here, "v"))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := s.Txn(t.Context(), nil, []store.Op{del(here), put(there, "v")}); err != nil {
+				done <- err
+				return
+			}
+			here, there = there, here
+		}
+		done <- nil
+	}()
+	for range 40 {
+		entries, rev := mustLoad(t, s)
+		found := 0
+		for _, e := range entries {
+			if e.Key == "a" || e.Key == "z" {
+				found++
+			}
+			if e.Revision > rev {
+				t.Errorf("%s is of revision %d in a list of %d", e.Key, e.Revision, rev)
+			}
+		}
+		if found != 1 {
+			t.Errorf("the key was found %d times", found)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
