@@ -99,8 +99,8 @@ func (c *Config) Validate() error {
 	if c.Interval < vrrp.Tick || c.Interval > vrrp.MaxInterval || c.Interval%vrrp.Tick != 0 {
 		bad("interval %v: use 10ms to 40.95s in steps of 10ms", c.Interval)
 	}
-	if !c.Local.IsValid() || c.Local.Is4In6() {
-		bad("local address %v: give the address that adverts are sent from", c.Local)
+	if !c.Local.IsValid() || c.Local.Is4In6() || c.Local.Zone() != "" {
+		bad("local address %v: give the address that adverts are sent from, without a zone", c.Local)
 	}
 	if len(c.Addresses) == 0 || len(c.Addresses) > 255 {
 		bad("%d addresses: give 1 to 255", len(c.Addresses))
@@ -125,8 +125,8 @@ func (c *Config) Validate() error {
 func (c *Config) validatePeers() error {
 	for i, p := range c.Peers {
 		switch {
-		case !p.Addr.IsValid() || p.Addr.Is4In6() || p.Addr.Is4() != c.Local.Is4() || p.Addr.IsMulticast():
-			return fmt.Errorf("ha: instance %q: peer %v: give a unicast address of %v's family", c.Name, p.Addr, c.Local)
+		case !p.Addr.IsValid() || p.Addr.Is4In6() || p.Addr.Zone() != "" || p.Addr.Is4() != c.Local.Is4() || p.Addr.IsMulticast():
+			return fmt.Errorf("ha: instance %q: peer %v: give a unicast address of %v's family, without a zone", c.Name, p.Addr, c.Local)
 		case p.Addr == c.Local:
 			return fmt.Errorf("ha: instance %q: peer %v is the node itself: leave it out", c.Name, p.Addr)
 		case slices.ContainsFunc(c.Peers[:i], func(o Peer) bool { return o.Addr == p.Addr }):

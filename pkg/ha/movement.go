@@ -26,7 +26,7 @@ type movement struct {
 	stopping bool
 	wake     chan struct{} // buffered, 1
 	done     chan struct{}
-	root     context.Context //nolint:containedctx // bounds the calls, which outlive Run's context on purpose
+	root     context.Context // bounds the calls, which outlive Run's context on purpose
 	abort    context.CancelFunc
 }
 

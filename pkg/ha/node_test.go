@@ -359,6 +359,56 @@ func TestAuthenticatedPairDropsForgeries(t *testing.T) {
 	})
 }
 
+// In a multicast group everything goes to the group, the parting advert too.
+func TestMulticastNodeSendsToTheGroup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		group := w.port(vrrp.GroupIPv4)
+		n := startNode(t, w, lower, higher, 200, func(c *NodeConfig) { c.Instance.Peers = nil })
+		time.Sleep(time.Second)
+		n.is(t, Active)
+		b, err := vrrp.Advertisement{VRID: 51, Priority: 250, Interval: 100 * ms, Addresses: testConfig().Addresses}.Append(nil, higher, vrrp.GroupIPv4, vrrp.RFC9568, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.port.in <- Datagram{higher, vrrp.GroupIPv4, 255, b}
+		synctest.Wait()
+		n.is(t, Backup)
+		if sent, got := len(w.sends(lower, 200, 0)), len(group.in); sent != got || sent < 8 {
+			t.Errorf("%d adverts sent, %d came to the group", sent, got)
+		}
+		n.end(t)
+	})
+}
+
+func TestConfigRefuses(t *testing.T) {
+	zoned := netip.MustParseAddr("fe80::1%eth0")
+	for says, change := range map[string]func(*Config){
+		"VRID 0":            func(c *Config) { c.VRID = 0 },
+		"interval 15ms":     func(c *Config) { c.Interval = 15 * ms },
+		"without a zone":    func(c *Config) { c.Local = zoned },
+		"0 addresses":       func(c *Config) { c.Addresses = nil },
+		"one instance per":  func(c *Config) { c.Addresses = []netip.Addr{netip.MustParseAddr("fe80::1")} },
+		"the node itself":   func(c *Config) { c.Peers = []Peer{{Addr: c.Local}} },
+		"there twice":       func(c *Config) { c.Peers = []Peer{{Addr: lower}, {Addr: lower}} },
+		"is empty":          func(c *Config) { c.Peers = []Peer{{Addr: lower, MinTTL: 9, MaxTTL: 8}} },
+		"unicast address":   func(c *Config) { c.Peers = []Peer{{Addr: vrrp.GroupIPv4}} },
+		"name of its own":   func(c *Config) { c.Tracks = []Track{{Name: "a"}, {Name: "a"}} },
+		"weight 254":        func(c *Config) { c.Tracks = []Track{{Name: "a", Weight: 254}} },
+		"at most 10 sends":  func(c *Config) { c.Sends = 11 },
+		"missing adverts -": func(c *Config) { c.DownAdverts = -1 },
+	} {
+		cfg := testConfig()
+		if err := cfg.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		change(&cfg)
+		if _, err := NewMachine(cfg); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("error %v, want one that says %q", err, says)
+		}
+	}
+}
+
 func TestPostRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := startNode(t, newWire(), lower, higher, 200, nil)

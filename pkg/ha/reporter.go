@@ -20,7 +20,7 @@ type reporter struct {
 	queue     chan any // Change, Note, sendFailed, sendWorks
 	stop      chan struct{}
 	done      chan struct{}
-	ctx       context.Context //nolint:containedctx // bounds observers, which outlive Run's context to hear of the end
+	ctx       context.Context // bounds observers, which outlive Run's context to hear of the end
 	abort     context.CancelFunc
 	failing   map[netip.Addr]bool // the loop's
 }
