@@ -25,9 +25,11 @@ uml_run() {
 
 	# A console for the kernel, one for each stream, and one for signals.
 	mkfifo "$state/out" "$state/err" "$state/signals"
-	setsid cat "$state/out" &
+	# Its helper processes outlive it when it is killed, so it must not keep the
+	# janitor's pipe (7) open: the janitor is who kills them.
+	setsid cat "$state/out" 7>&- &
 	local -a relays=($!)
-	setsid cat "$state/err" >&2 &
+	setsid cat "$state/err" >&2 7>&- &
 	relays+=($!)
 	exec 8<>"$state/signals" 5>"$state/out" 6>"$state/err"
 	printf '%s\n' "${writable[@]}" >"$state/share/writable"
@@ -36,8 +38,8 @@ uml_run() {
 		"$kernel" mem="${VPCPROXY_LAB_MEMORY:-2048}M" umid=lab uml_dir="$state/uml/" \
 		root=/dev/root rootfstype=hostfs rootflags=/ ro init="$here/guest/init-uml" \
 		con=null con0=null,fd:1 con1=null,fd:5 con2=null,fd:6 con3=fd:8,null \
-		quiet LAB_SHARE="$state/share" LAB_INIT="$here/guest/init" \
-		</dev/null >"$state/console" 2>&1 &
+		quiet dummy.numdummies=0 bonding.max_bonds=0 ifb.numifbs=0 LAB_SHARE="$state/share" LAB_INIT="$here/guest/init" \
+		</dev/null >"$state/console" 2>&1 7>&- &
 	child=$!
 	# It runs as several processes, in one process group.
 	echo "$child" >"$state/group"
