@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,15 +25,16 @@ func (m *machine) handle(netns, chain, text string) string {
 	return ""
 }
 
-// chainHandle returns a chain's own handle.
-func (m *machine) chainHandle(netns, chain string) string {
+// tableHandle returns the handle of the table, which another one of the same
+// name does not have.
+func (m *machine) tableHandle(netns string) string {
 	m.t.Helper()
-	for line := range strings.Lines(m.run(netns, "nft", "-a", "list", "chain", "inet", nft.TableName, chain)) {
-		if h := handleOf.FindStringSubmatch(line); h != nil && strings.Contains(line, "chain "+chain+" {") {
+	for line := range strings.Lines(m.run(netns, "nft", "-a", "list", "table", "inet", nft.TableName)) {
+		if h := handleOf.FindStringSubmatch(line); h != nil && strings.HasPrefix(line, "table inet "+nft.TableName+" ") {
 			return h[1]
 		}
 	}
-	m.t.Fatalf("no handle of chain %s", chain)
+	m.t.Fatal("no handle of the table")
 	return ""
 }
 
@@ -103,7 +105,7 @@ func TestTamperingIsNoticedAndRepaired(t *testing.T) {
 					t.Fatal(err)
 				}
 			}()
-			before := m.chainHandle("own", "steer")
+			before := m.tableHandle("own")
 			m.nft("own", tamper(m))
 
 			got := m.load(ts, "")
@@ -117,10 +119,12 @@ func TestTamperingIsNoticedAndRepaired(t *testing.T) {
 				want = contentsOf(nft.Change{AddPeers: []nft.Peer{endpoint}})
 			}
 			m.expect(ts, "", want)
-			// A chain that stays on its hook has no gap.
-			anew := name == "dormant" || name == "policy changed" || strings.HasPrefix(name, "all but")
-			if after := m.chainHandle("own", "steer"); !anew && after != before {
-				t.Errorf("not repaired in place: chain handle %s, now %s", before, after)
+			// Chains that stay on their hooks have no gap.
+			anew := slices.Contains([]string{
+				"dormant", "policy changed", "interval map added", "map of other type", "all but a set deleted",
+			}, name)
+			if after := m.tableHandle("own"); !anew && after != before {
+				t.Errorf("not repaired in place: table handle %s, now %s", before, after)
 			}
 		})
 	}
