@@ -58,7 +58,7 @@ func (c *Controller) changes(v *view, objects []intent.Object, createOnly bool) 
 			ch.warnings = append(ch.warnings, warnings...)
 			errs = append(errs, err)
 		}
-		errs = append(errs, checkDependents(v.set, set, ch, seen))
+		errs = append(errs, checkDependents(v.set, set, ch))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -163,17 +163,14 @@ func specOf(o intent.Object) ([]byte, error) {
 }
 
 // checkDependents refuses a change of a node or a group that would break what
-// refers to it. What is broken already does not matter, nor what the request
-// itself changes, because that is checked anyway.
-func checkDependents(before, after *intent.Set, ch *change, inRequest map[string]bool) error {
+// refers to it after the request. What would be broken without it does not
+// matter.
+func checkDependents(before, after *intent.Set, ch *change) error {
 	if ch.before == nil {
 		return nil
 	}
 	var errs []error
 	for _, o := range referrers(after, ch.object.ObjectKind(), ch.object.ObjectName()) {
-		if inRequest[keyOf(o)] {
-			continue
-		}
 		if _, err := before.Check(o); err != nil {
 			continue
 		}
