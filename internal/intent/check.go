@@ -63,18 +63,21 @@ func (s *Set) checkAttachment(p *problems, a *Attachment) []string {
 }
 
 func (s *Set) checkMembersHaveENI(p *problems, a *Attachment, g *ProxyGroup) {
-	for _, m := range g.Spec.Members {
-		if _, ok := a.ENIOn(m.Node); !ok {
-			p.invalid("spec.enis", "group %s has the member %s, which no entry names", g.ObjectName(), m.Node)
-		}
-	}
+	strangers := false
 	for i, e := range a.Spec.ENIs {
 		f := fmt.Sprintf("spec.enis[%d].node", i)
 		switch {
 		case e.Node == "" && len(g.Spec.Members) > 1:
 			p.invalid(f, "is missing; group %s has %d members", g.ObjectName(), len(g.Spec.Members))
 		case e.Node != "" && !g.HasMember(e.Node):
+			strangers = true
 			p.add(NotFound, f, "%q is not a member of group %s", e.Node, g.ObjectName())
+		}
+	}
+	// One who is named wrongly is probably the member that is missing.
+	for _, m := range g.Spec.Members {
+		if _, ok := a.ENIOn(m.Node); !ok && !strangers {
+			p.invalid("spec.enis", "group %s has the member %s, which no entry names", g.ObjectName(), m.Node)
 		}
 	}
 }
@@ -92,14 +95,15 @@ func (s *Set) checkPair(p *problems, a, other *Attachment) {
 		p.add(Conflict, "spec.greKey", "attachment %s has scope host and no key too; a machine has one keyless tunnel, so give a key", name)
 	}
 	s.checkSharedENI(p, a, other)
-	if !sharesSource(a, other) {
+	source := sharedSource(a, other)
+	if source == "" {
 		return
 	}
 	for i, c := range a.Spec.CIDRs {
 		for _, oc := range other.Spec.CIDRs {
 			if c.Overlaps(oc) {
 				p.add(Conflict, fmt.Sprintf("spec.cidrs[%d]", i),
-					"%s overlaps %s of attachment %s, and both take traffic of the same source; narrow spec.pods of one of them", c, oc, name)
+					"%s overlaps %s of attachment %s, and both take traffic of %s; narrow spec.pods or spec.nodes of one of them", c, oc, name, source)
 			}
 		}
 	}
@@ -136,23 +140,33 @@ func intersects(a, b []string) bool {
 	return slices.ContainsFunc(a, func(n string) bool { return slices.Contains(b, n) })
 }
 
-// sharesSource tells whether some source may use both attachments.
-func sharesSource(a, b *Attachment) bool {
-	if !sharesNode(a, b) {
-		return false
-	}
+// sharedSource names a source that may use both attachments, or returns "".
+func sharedSource(a, b *Attachment) string {
 	as, bs := a.EffectiveScope(), b.EffectiveScope()
-	if as != bs {
+	switch {
+	case !sharesNode(a, b), as != bs:
 		// The steering of pods precedes the main table: pods of the one
 		// are selected before the other's host route is looked at.
-		return false
+		return ""
+	case as == ScopeHost:
+		return "the same hosts"
 	}
-	if as == ScopeHost {
-		return true
+	for _, p := range a.Spec.Pods {
+		for _, q := range b.Spec.Pods {
+			if p.Overlaps(q) {
+				return "pods in " + longer(p, q).String()
+			}
+		}
 	}
-	return slices.ContainsFunc(a.Spec.Pods, func(p netip.Prefix) bool {
-		return slices.ContainsFunc(b.Spec.Pods, p.Overlaps)
-	})
+	return ""
+}
+
+// longer returns the smaller range of two that overlap.
+func longer(p, q netip.Prefix) netip.Prefix {
+	if q.Bits() > p.Bits() {
+		return q
+	}
+	return p
 }
 
 func sharesNode(a, b *Attachment) bool {

@@ -121,7 +121,7 @@ func TestCheck(t *testing.T) {
 		"eni of no member": {attachment("x", other, func(a *intent.Attachment) {
 			a.Spec.ENIs = []intent.ENI{{Node: "p1", Name: "eth1"}, {Node: "p2", Name: "eth1"}}
 		}), "spec.enis[1].node", "is not a member of group g", intent.NotFound, ""},
-		"member without eni":        {attachment("x", other, eni(intent.ENI{Node: "p2", Name: "eth1"})), "spec.enis", "has the member p1, which no entry names", intent.Invalid, ""},
+		"member without eni":        {attachment("x", other, eni(intent.ENI{Node: "p2", Name: "eth1"})), "spec.enis[0].node", "is not a member of group g", intent.NotFound, ""},
 		"same eni in capitals":      {attachment("x", other, eni(intent.ENI{MAC: "02:42:AC:10:65:04"})), "spec.enis[0]", "serves attachment base", intent.Conflict, ""},
 		"same eni, node named":      {attachment("x", other, eni(intent.ENI{Node: "p1", MAC: "02:42:ac:10:65:04"})), "spec.enis[0]", "serves attachment base", intent.Conflict, ""},
 		"same eni on another proxy": {object: attachment("x", other, in("h"), eni(intent.ENI{MAC: "02:42:ac:10:65:04"}))},
