@@ -45,6 +45,12 @@ func (c *Controller) commit(ctx context.Context, work func(*view) (transaction, 
 			return 0, nil, err
 		}
 		t, err := work(v)
+		if err != nil && c.outdated(ctx, v) {
+			if err := newer(ctx, v); err != nil {
+				return 0, nil, err
+			}
+			continue
+		}
 		if err != nil {
 			return 0, nil, err
 		}
@@ -64,6 +70,14 @@ func (c *Controller) commit(ctx context.Context, work func(*view) (transaction, 
 		return revision, v, c.reach(ctx, revision)
 	}
 	return 0, nil, connect.NewError(connect.CodeAborted, fmt.Errorf("other controllers changed the store without pause for %v; try again", persistence))
+}
+
+// outdated tells whether another controller has written since the view: then
+// what is missing may be there, and what is taken may be free. A store that
+// does not answer knows no better than the view.
+func (c *Controller) outdated(ctx context.Context, v *view) bool {
+	_, err := c.store.Txn(ctx, []store.Compare{{Key: indexKey, Revision: v.indexRev}}, nil)
+	return errors.Is(err, store.ErrConflict)
 }
 
 // send writes a transaction together with the index, whose revision makes it

@@ -67,6 +67,7 @@ type Store interface {
 	Load(ctx context.Context) (entries []Entry, revision int64, err error)
 	// Txn makes all changes, or none if a condition does not hold, and
 	// returns the revision in which they were made. A key may appear once.
+	// Without changes it asks whether the conditions hold.
 	Txn(ctx context.Context, conditions []Compare, changes []Op) (revision int64, err error)
 	// Watch calls f with the changes from a revision on, in order: those of
 	// one transaction in one call, possibly with those of others. It returns

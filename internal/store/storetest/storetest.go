@@ -25,6 +25,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"LoadIsOfOneRevision":   loadIsOfOneRevision,
 		"TxnIsAtomic":           txnIsAtomic,
 		"CompareAbsent":         compareAbsent,
+		"CompareOnly":           compareOnly,
 		"DeleteAbsent":          deleteAbsent,
 		"TooLarge":              tooLarge,
 		"WatchGroupsByTxn":      watchGroupsByTxn,
@@ -161,6 +162,16 @@ func compareAbsent(t *testing.T, s store.Store) {
 	mustTxn(t, s, []store.Compare{{Key: "new"}}, put("new", "1"))
 	if _, err := s.Txn(t.Context(), []store.Compare{{Key: "new"}}, []store.Op{put("new", "2")}); !errors.Is(err, store.ErrConflict) {
 		t.Errorf("Txn that wants an existing key absent: %v; want ErrConflict", err)
+	}
+}
+
+func compareOnly(t *testing.T, s store.Store) {
+	rev := mustTxn(t, s, nil, put("a", "1"))
+	if got := mustTxn(t, s, []store.Compare{{Key: "a", Revision: rev}}); got != rev {
+		t.Errorf("a Txn without changes went from revision %d to %d", rev, got)
+	}
+	if _, err := s.Txn(t.Context(), []store.Compare{{Key: "a", Revision: rev - 1}}, nil); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("Txn without changes and with a stale revision: %v; want ErrConflict", err)
 	}
 }
 
