@@ -194,23 +194,30 @@ type traffic struct {
 	errs []error
 }
 
+// connect opens connections until it is stopped, with pauses that leave the
+// writer its turn where processors are few.
 func connect(t *testing.T, h Host, from node, to netip.AddrPort, stop <-chan struct{}) traffic {
 	r := traffic{seen: map[netip.Addr]int{}}
-	// A pause, so that the writer gets its turn where processors are few.
-	next := time.NewTicker(2 * time.Millisecond)
-	defer next.Stop()
-	for {
-		select {
-		case <-stop:
-			return r
-		case <-next.C:
+	err := h.Run(t.Context(), from.name, func() error {
+		next := time.NewTicker(5 * time.Millisecond)
+		defer next.Stop()
+		for {
+			select {
+			case <-stop:
+				return nil
+			case <-next.C:
+			}
+			c, err := dialHere(t.Context(), from, to, patience)
+			if err != nil {
+				r.errs = append(r.errs, err)
+				continue
+			}
+			r.seen[c.source]++
+			_ = c.Close()
 		}
-		c, err := dial(t.Context(), h, from, to, patience)
-		if err != nil {
-			r.errs = append(r.errs, err)
-			continue
-		}
-		r.seen[c.source]++
-		_ = c.Close()
+	})
+	if err != nil {
+		r.errs = append(r.errs, err)
 	}
+	return r
 }

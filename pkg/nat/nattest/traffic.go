@@ -71,15 +71,22 @@ type client struct {
 // dial connects from a node, to IPv4 servers from the address that it names.
 func dial(ctx context.Context, h Host, from node, to netip.AddrPort, limit time.Duration) (client, error) {
 	var c client
+	err := h.Run(ctx, from.name, func() (err error) {
+		c, err = dialHere(ctx, from, to, limit)
+		return err
+	})
+	return c, err
+}
+
+// dialHere is dial on a thread that is at the node.
+func dialHere(ctx context.Context, from node, to netip.AddrPort, limit time.Duration) (client, error) {
+	var c client
 	d := net.Dialer{Timeout: limit}
 	if from.v4.IsValid() && to.Addr().Is4() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from.v4, 0))
 	}
-	err := h.Run(ctx, from.name, func() (err error) {
-		c.Conn, err = d.DialContext(ctx, "tcp", to.String())
-		return err
-	})
-	if err != nil {
+	var err error
+	if c.Conn, err = d.DialContext(ctx, "tcp", to.String()); err != nil {
 		return c, err
 	}
 	if err := c.greeted(); err != nil {
