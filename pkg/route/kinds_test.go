@@ -113,11 +113,11 @@ func TestRouteThatCannotBe(t *testing.T) {
 	machine.Each(t, func(t *testing.T, m *machine.Machine) {
 		prepare(t, m)
 		h, eth1 := m.Open(t, ""), m.Link(t, "", "eth1").Index
-		ok(t, h.ReplaceRoutes(t.Context(), []kernel.Route{{Table: 5001, Dst: prefix("172.16.9.0/24"), Link: eth1, Protocol: 4}})...)
+		ok(t, h.ReplaceRoutes(t.Context(), []kernel.Route{{Table: 254, Dst: prefix("172.16.9.0/24"), Link: eth1, Protocol: 4}})...)
 		p := machine.Reconcile(t, route.NewRoutes(m)).Try(routes{
 			{Table: 5001, Dst: prefix("172.16.101.0/24")}:              {Link: "eth1"},
 			{Table: 5001, Dst: prefix("172.16.8.0/24")}:                {Link: "vpx-absent"},
-			{Table: 5001, Dst: prefix("172.16.9.0/24")}:                {Link: "eth1"}, // somebody else's
+			{Table: 254, Dst: prefix("172.16.9.0/24")}:                 {Link: "eth1"}, // somebody else's, in a table for all
 			{Table: 5001, Dst: prefix("fd00:9::/64"), Metric: 1024}:    {Link: "eth1"}, // must be asked for with 0
 			{Table: 5001, Dst: prefix("172.16.7.0/24")}:                {Type: 9},
 			{Netns: "vpx-gone", Table: 5001, Dst: prefix("0.0.0.0/0")}: {Type: desired.Unreachable},
@@ -138,6 +138,30 @@ func TestRouteThatCannotBe(t *testing.T) {
 		gone := desired.RouteKey{Netns: "vpx-gone", Table: 5001, Dst: prefix("0.0.0.0/0")}
 		ok(t, route.NewRoutes(m).Delete(t.Context(), gone, desired.Route{}))
 		ok(t, route.NewRoutes(m).Delete(t.Context(), desired.RouteKey{Table: 5001, Dst: prefix("172.16.200.0/24")}, desired.Route{}))
+	})
+}
+
+// In a table that only we fill, another program's route in the place of ours is
+// a mistake like any other; beside ours it stays.
+func TestRouteIsEvicted(t *testing.T) {
+	machine.Each(t, func(t *testing.T, m *machine.Machine) {
+		prepare(t, m)
+		h, eth1 := m.Open(t, ""), m.Link(t, "", "eth1").Index
+		there := []kernel.Route{
+			{Table: 5001, Dst: prefix("172.16.9.0/24"), Link: eth1, Protocol: 4},
+			{Table: 5001, Dst: prefix("172.16.10.0/24"), Link: eth1, Protocol: 4},
+		}
+		ok(t, h.ReplaceRoutes(t.Context(), there)...)
+		machine.Reconcile(t, route.NewRoutes(m)).Apply(routes{{Table: 5001, Dst: prefix("172.16.9.0/24")}: {Type: desired.Unreachable}})
+		left, err := h.Routes(t.Context(), kernel.RouteFilter{Table: 5001})
+		ok(t, err)
+		got := map[string]uint8{}
+		for _, r := range left {
+			got[r.Dst.String()] = r.Protocol
+		}
+		if len(left) != 2 || got["172.16.9.0/24"] != desired.Protocol || got["172.16.10.0/24"] != 4 {
+			t.Errorf("left: %+v", left)
+		}
 	})
 }
 

@@ -11,7 +11,9 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
 )
 
-// Routes are the routes whose protocol number is ours, in all tables.
+// Routes are the routes whose protocol number is ours, in all tables. Another
+// program's route in the place of a wanted one is evicted from a table that only
+// we fill, and is an error in the main table.
 //
 // The kernel gives an IPv6 route without a metric the metric 1024
 // (IP6_RT_PRIO_USER, include/net/ip6_route.h). Here as in plans it has metric 0,
@@ -140,8 +142,41 @@ func (r *Routes) UpsertBatch(ctx context.Context, items []routeItem) []error {
 		}
 		return owned.Translate(items,
 			func(it routeItem) (kernel.Route, error) { return toKernel(it, links) },
-			func(rs []kernel.Route) []error { return h.ReplaceRoutes(ctx, rs) })
+			func(rs []kernel.Route) []error {
+				errs := h.ReplaceRoutes(ctx, rs)
+				for i, err := range errs {
+					if errors.Is(err, kernel.ErrForeign) && ours(rs[i].Table) {
+						errs[i] = evict(ctx, h, rs[i])
+					}
+				}
+				return errs
+			})
 	})
+}
+
+// ours tells whether a table is one that we alone fill: all that we write to
+// but the three that the kernel names (include/uapi/linux/rtnetlink.h).
+func ours(table uint32) bool {
+	const unspec, byDefault, local = 0, 253, 255
+	return table != unspec && (table < byDefault || table > local)
+}
+
+// evict puts a route in the place of another program's, in a table of ours. In
+// between, the table's unreachable default refuses what the route is for.
+func evict(ctx context.Context, h kernel.Handle, want kernel.Route) error {
+	there, err := h.Routes(ctx, kernel.RouteFilter{Table: want.Table})
+	if err != nil {
+		return err
+	}
+	for _, r := range there {
+		if r.Dst != want.Dst || r.Metric != want.Metric || r.TOS != 0 || r.Protocol == want.Protocol {
+			continue
+		}
+		if err := h.DeleteRoutes(ctx, []kernel.Route{r})[0]; err != nil {
+			return err
+		}
+	}
+	return h.ReplaceRoutes(ctx, []kernel.Route{want})[0]
 }
 
 // DeleteBatch implements [reconcile.Batcher].
