@@ -72,6 +72,7 @@ func (g *Gate) Offer(set *intent.Set) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.accepted != nil {
+		set = set.Retain(g.accepted)
 		missing := intent.Vanished(g.accepted, set)
 		if 3*len(missing) > len(g.accepted.Attachments) {
 			if g.held == nil {

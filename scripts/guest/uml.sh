@@ -11,6 +11,9 @@ uml_processor() {
 	echo "${allowed##*[:,-]}"
 }
 
+# uml_built tells whether a kernel is in the cache.
+uml_built() { "$here/guest/kernel-uml" --cached >/dev/null; }
+
 # uml_signal hands a signal to the guest.
 uml_signal() {
 	exit_unless_ready "$1"
