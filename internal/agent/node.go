@@ -160,7 +160,7 @@ func (t *nodeTask) registration() (*structpb.Struct, error) {
 			Roles: t.cfg.Roles, UnderlayAddress: t.cfg.Underlay.Address, TunnelAddress: t.cfg.Tunnel.Address, PodCIDRs: t.cfg.PodCIDRs,
 		},
 	}
-	subnet := netip.Prefix{}
+	var subnet netip.Prefix
 	if n.Spec.UnderlayAddress.IsValid() {
 		var err error
 		if subnet, err = node.UnderlaySubnet(ctx, t.host, n.Spec.UnderlayAddress); err != nil {

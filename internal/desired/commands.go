@@ -26,9 +26,13 @@ type Commander[V any] interface {
 	Commands(op Op, want V) []string
 }
 
-// inNetns prefixes a command with what runs it in a namespace.
 func inNetns(netns, format string, args ...any) string {
-	s := fmt.Sprintf(format, args...)
+	return InNetns(netns, fmt.Sprintf(format, args...))
+}
+
+// InNetns turns a command into one that runs it in a namespace; "" changes
+// nothing.
+func InNetns(netns, s string) string {
 	if netns == "" {
 		return s
 	}

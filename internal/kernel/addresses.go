@@ -41,6 +41,8 @@ func parseAddress(body []byte) (Address, bool, error) {
 			address, err = getAddr(v)
 		case unix.IFA_LOCAL:
 			local, err = getAddr(v)
+		case unix.IFA_BROADCAST:
+			a.Broadcast, err = getAddr(v)
 		case unix.IFA_FLAGS:
 			flags, err = getU32(v)
 		case ifaProto:
@@ -87,6 +89,9 @@ func (h *handle) writeAddress(ctx context.Context, typ, flags uint16, a Address)
 			m.u32(uint32(a.Link))
 			m.attrAddr(unix.IFA_LOCAL, a.Prefix.Addr())
 			m.attrAddr(unix.IFA_ADDRESS, a.Prefix.Addr())
+			if typ == unix.RTM_NEWADDR && a.Broadcast.IsValid() {
+				m.attrAddr(unix.IFA_BROADCAST, a.Broadcast)
+			}
 			if typ == unix.RTM_NEWADDR && a.Protocol != 0 {
 				m.attrU8(ifaProto, a.Protocol)
 			}

@@ -45,6 +45,7 @@ type GRE struct {
 type Address struct {
 	Link      int          // ifindex
 	Prefix    netip.Prefix // host bits kept
+	Broadcast netip.Addr   // IFA_BROADCAST; zero if the address has none
 	Protocol  uint8        // IFA_PROTO; 0 if unknown to this kernel
 	Scope     uint8
 	Dynamic   bool // has a lifetime: DHCP or SLAAC

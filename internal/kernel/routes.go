@@ -219,7 +219,7 @@ func (h *handle) ReplaceRoutes(ctx context.Context, rs []Route) []error {
 		var replace []int
 		for _, i := range taken {
 			var again bool
-			if errs[i], again = compareRoute(rs[i], have[rs[i].key()]); again {
+			if again, errs[i] = compareRoute(rs[i], have[rs[i].key()]); again {
 				replace = append(replace, i)
 			}
 		}
@@ -235,15 +235,15 @@ func (h *handle) ReplaceRoutes(ctx context.Context, rs []Route) []error {
 }
 
 // compareRoute says whether a route must be written over the ones that hold its key.
-func compareRoute(want Route, have []Route) (err error, replace bool) {
+func compareRoute(want Route, have []Route) (replace bool, err error) {
 	same := false
 	for _, r := range have {
 		if r.Protocol != want.Protocol {
-			return fmt.Errorf("protocol %d cannot replace the route of protocol %d: %w", want.Protocol, r.Protocol, ErrForeign), false
+			return false, fmt.Errorf("protocol %d cannot replace the route of protocol %d: %w", want.Protocol, r.Protocol, ErrForeign)
 		}
 		same = r.same(want)
 	}
-	return nil, !same || len(have) > 1
+	return !same || len(have) > 1, nil
 }
 
 // same compares what ReplaceRoutes writes.

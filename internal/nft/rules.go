@@ -57,8 +57,8 @@ func sameExpr(want expr.Any, have actualExpr) bool {
 	if exprName(want) != have.name {
 		return false
 	}
-	got := reflect.New(reflect.TypeOf(want).Elem()).Interface().(expr.Any)
-	if err := expr.Unmarshal(unix.NFPROTO_INET, have.data, got); err != nil {
+	got, ok := reflect.New(reflect.TypeOf(want).Elem()).Interface().(expr.Any)
+	if !ok || expr.Unmarshal(unix.NFPROTO_INET, have.data, got) != nil {
 		return false
 	}
 	return reflect.DeepEqual(want, got)

@@ -76,7 +76,7 @@ func newSkeleton(steerMaps []steerMap, marks []Mark) skeleton {
 				join(isGRE4(), inSet(ip4Dst(1), setEndpoints), verdict(expr.VerdictGoto, chainGRE)),
 			}},
 			chainOutput: {hook: nftables.ChainHookOutput, prio: nftables.ChainPriorityRaw, rules: []rule{
-				join(isGRE4(), inSet(ip4Src(1), setEndpoints), rule{&expr.Notrack{}}),
+				join(isGRE4(), inSet(ip4Src(), setEndpoints), rule{&expr.Notrack{}}),
 			}},
 			// The hook sees the destination after DNAT and the packet before
 			// masquerading would give it our address.
@@ -119,10 +119,10 @@ func greRules() []rule {
 	}
 	for _, protocol := range []uint32{ipv4, ipv6} {
 		rules = append(rules,
-			join(greHeader(keyed|protocol), ip4Src(1), ip4Dst(reg32(1)),
+			join(greHeader(keyed|protocol), ip4Src(), ip4Dst(reg32(1)),
 				rule{&expr.Payload{DestRegister: reg32(2), Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 4}},
 				inSet(nil, setPeers), rule{&expr.Notrack{}}, verdict(expr.VerdictAccept, "")),
-			join(greHeader(protocol), ip4Src(1), ip4Dst(reg32(1)),
+			join(greHeader(protocol), ip4Src(), ip4Dst(reg32(1)),
 				inSet(nil, setPeersNoKey), rule{&expr.Notrack{}}, verdict(expr.VerdictAccept, "")),
 		)
 	}
@@ -139,7 +139,7 @@ func steerRules(steerMaps []steerMap) []rule {
 	})
 	rules := make([]rule, 0, len(steerMaps))
 	for _, m := range steerMaps {
-		family, src, dst, second := byte(unix.NFPROTO_IPV4), ip4Src(1), ip4Dst(reg32(1)), reg32(1)
+		family, src, dst, second := byte(unix.NFPROTO_IPV4), ip4Src(), ip4Dst(reg32(1)), reg32(1)
 		if m.v6 {
 			family, second = unix.NFPROTO_IPV6, unix.NFT_REG_2
 			src = rule{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}}
@@ -237,8 +237,8 @@ func isGRE4() rule {
 	})
 }
 
-func ip4Src(register uint32) rule {
-	return rule{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}}
+func ip4Src() rule {
+	return rule{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}}
 }
 
 func ip4Dst(register uint32) rule {

@@ -59,7 +59,7 @@ func TestTamperingIsNoticedAndRepaired(t *testing.T) {
 		"lookup inverted":        rule("gre_prerouting", "@endpoints4", "replace", "meta nfproto ipv4 meta l4proto gre ip daddr != @endpoints4 goto gre"),
 		"notrack lost":           rule("gre_output", "notrack", "replace", "meta nfproto ipv4 meta l4proto gre ip saddr @endpoints4 accept"),
 		"condition added":        rule("gre_forward", "@remotes4", "replace", `meta nfproto ipv4 meta l4proto gre ip daddr @remotes4 ip ttl 9 counter name "forged_gre" drop`),
-		"unknown expression":     rule("gre_forward", "@remotes4", "replace", `meta nfproto ipv4 meta l4proto gre ip daddr @remotes4 rt classid 9 counter name "forged_gre" drop`),
+		"unknown expression":     rule("gre_forward", "@remotes4", "replace", `meta nfproto ipv4 meta l4proto gre ip daddr @remotes4 fib saddr type unicast counter name "forged_gre" drop`),
 		"mark rule replaced":     rule("mark_00000100_0000ff00", "mark", "replace", "meta mark set 0x100 accept"),
 		"accept added":           command("insert rule %s gre accept"),
 		"rule appended":          command("add rule %s gre_output accept"),

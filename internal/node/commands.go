@@ -18,11 +18,15 @@ func Commands(c reconcile.Change) []string {
 	case string:
 		return desired.NamespaceKey(k).Commands(op, desired.Namespace{})
 	case desired.NATKey:
-		if op == desired.Delete {
-			return []string{"iptables-restore --noflush  # without the chains VPCPROXY-*"}
-		}
 		set, _ := value.(nat.RuleSet)
-		return set.Commands()
+		commands := set.Commands()
+		if op == desired.Delete {
+			commands = set.RemoveCommands()
+		}
+		for i, line := range commands {
+			commands[i] = desired.InNetns(k.Netns, line)
+		}
+		return commands
 	case desired.PeerKey:
 		return commands(k, op, value)
 	case desired.LinkKey:

@@ -84,13 +84,7 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 	}
 }
 
-func natRules(s desired.State) map[desired.NATKey]nat.RuleSet {
-	out := make(map[desired.NATKey]nat.RuleSet, len(s.NAT))
-	for k, n := range s.NAT {
-		out[k] = nat.Render(n)
-	}
-	return out
-}
+func natRules(s desired.State) map[desired.NATKey]nat.RuleSet { return nat.RenderAll(s.NAT) }
 
 // kindsOf names the kinds that a hint is about.
 func kindsOf(h kernel.Hint) []string {

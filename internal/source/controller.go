@@ -89,10 +89,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	wait := retryMin
 	for ctx.Err() == nil {
 		got, err := c.follow(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if ctx.Err() == nil {
+			c.lost(err)
 		}
-		c.lost(err)
 		if got {
 			wait = retryMin
 		}

@@ -37,9 +37,10 @@ type eniFile struct {
 }
 
 type eniAddress struct {
-	Prefix   netip.Prefix `json:"prefix"`
-	Protocol uint8        `json:"protocol,omitempty"`
-	Scope    uint8        `json:"scope,omitempty"`
+	Prefix    netip.Prefix `json:"prefix"`
+	Broadcast netip.Addr   `json:"broadcast,omitzero"`
+	Protocol  uint8        `json:"protocol,omitempty"`
+	Scope     uint8        `json:"scope,omitempty"`
 }
 
 type eniRoute struct {

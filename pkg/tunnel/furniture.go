@@ -33,7 +33,7 @@ func read(ctx context.Context, h kernel.Handle, index int) (furniture, error) {
 	}
 	for _, a := range addresses {
 		if a.Link == index && !a.LinkLocal && a.Protocol != desired.Protocol {
-			f.addresses = append(f.addresses, eniAddress{Prefix: a.Prefix, Protocol: a.Protocol, Scope: a.Scope})
+			f.addresses = append(f.addresses, eniAddress{Prefix: a.Prefix, Broadcast: a.Broadcast, Protocol: a.Protocol, Scope: a.Scope})
 		}
 	}
 	routes, err := h.Routes(ctx, kernel.RouteFilter{Link: index})
@@ -106,7 +106,7 @@ func (f furniture) empty() bool { return len(f.addresses)+len(f.routes) == 0 }
 func (f furniture) put(ctx context.Context, h kernel.Handle, l kernel.Link) error {
 	var errs []error
 	for _, a := range f.addresses {
-		err := h.AddAddress(ctx, kernel.Address{Link: l.Index, Prefix: a.Prefix, Protocol: a.Protocol, Scope: a.Scope})
+		err := h.AddAddress(ctx, kernel.Address{Link: l.Index, Prefix: a.Prefix, Broadcast: a.Broadcast, Protocol: a.Protocol, Scope: a.Scope})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("restore address %s of %s: %w", a.Prefix, l.Name, err))
 		}

@@ -84,7 +84,9 @@ func TestLibrariesAreConfined(t *testing.T) {
 				if imp != rule.library && !strings.HasPrefix(imp, rule.library+"/") {
 					continue
 				}
-				if !slices.ContainsFunc(rule.allowed, func(a string) bool { return p.name() == a || strings.HasPrefix(p.name(), strings.TrimSuffix(a, "/")+"/") }) {
+				if !slices.ContainsFunc(rule.allowed, func(a string) bool {
+					return p.name() == a || strings.HasPrefix(p.name(), strings.TrimSuffix(a, "/")+"/")
+				}) {
 					t.Errorf("%s imports %s, which is for %v only: %s", p.name(), imp, rule.allowed, rule.why)
 				}
 			}

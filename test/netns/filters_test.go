@@ -50,14 +50,6 @@ func toPrefix(prefix netip.Prefix) func(traffic.Packet) bool {
 	}
 }
 
-// between finds IPv4 packets from one address to another.
-func between(source, destination netip.Addr) func(traffic.Packet) bool {
-	return func(p traffic.Packet) bool {
-		header, _, ok := p.IPv4()
-		return ok && header.Source == source && header.Destination == destination
-	}
-}
-
 // from finds IPv4 packets of one protocol from an address.
 func from(source netip.Addr, protocol byte) func(traffic.Packet) bool {
 	return func(p traffic.Packet) bool {

@@ -143,7 +143,7 @@ func TestEveryTruncationIsDiscarded(t *testing.T) {
 		encode(t, sample4, src4, dst4, RFC9568, nil),
 		encode(t, Advertisement{VRID: 1, Interval: Tick, Addresses: []netip.Addr{src4, dst4, src4}}, src4, dst4, RFC5798, nil),
 	} {
-		for n := range len(whole) {
+		for n := range whole {
 			if _, err := Parse(whole[:n], src4, dst4, nil); !errors.Is(err, Truncated) {
 				t.Errorf("%d of %d bytes: %v, want %v", n, len(whole), err, Truncated)
 			}
