@@ -187,7 +187,8 @@ func Reconcile[K comparable, V any](t testing.TB, kind reconcile.Kind[K, V]) *En
 }
 
 // Try makes want true as far as it goes, and returns the last pass, with what was
-// created, repaired and deleted in all passes that it took.
+// created, repaired, deleted and failed in all passes that it took: what failed
+// in one may succeed in the next.
 func (e *Engine[K, V]) Try(want map[K]V) reconcile.Pass {
 	e.t.Helper()
 	e.mu.Lock()
@@ -206,6 +207,7 @@ func (e *Engine[K, V]) Try(want map[K]V) reconcile.Pass {
 			total.Created += p.Kinds[0].Created
 			total.Repaired += p.Kinds[0].Repaired
 			total.Deleted += p.Kinds[0].Deleted
+			total.Failed += p.Kinds[0].Failed
 		}
 	}
 	pass.Kinds = []reconcile.KindPass{total}
