@@ -12,7 +12,7 @@ RUN ?=
 V ?=
 PKG ?= ./...
 # What one package of kernel tests may take.
-LIMIT ?= 15m
+LIMIT ?= 25m
 
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed 's/^v//')
 COMMANDS = $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
