@@ -96,11 +96,11 @@ func kindsOf(h kernel.Hint) []string {
 	case kernel.HintLinks:
 		return []string{"links", "enis", "egress", "addresses", "neighbors", "routes", "sysctls"}
 	case kernel.HintAddresses:
-		return []string{"addresses"}
+		return []string{"enis", "addresses"} // an ENI keeps what it brought along
 	case kernel.HintNeighbors:
 		return []string{"neighbors"}
 	case kernel.HintRoutes:
-		return []string{"routes"}
+		return []string{"enis", "routes"}
 	case kernel.HintRules:
 		return []string{"rules"}
 	case kernel.HintSysctls:
