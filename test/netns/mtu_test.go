@@ -3,6 +3,7 @@ package netns
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
@@ -72,19 +73,32 @@ func TestSmallerInterface(t *testing.T) {
 }
 
 // TestSmallerHop has a hop of 1400 octets amid the underlay that neither end
-// can see, with and without the ICMP errors that would tell.
+// can see. The ICMP errors that it sends are obeyed; if they are filtered, an
+// operator lowers the MTU of either end's interface, and what is derived from
+// it follows.
 func TestSmallerHop(t *testing.T) {
 	for name, silenced := range map[string]bool{"ICMP passes": false, "ICMP is filtered": true} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, tenants)
 			typeLines(t, w.Router, "ip link set hosts mtu 1400; ip link set proxies mtu 1400")
-			if silenced {
-				typeLines(t, w.Router, filterPMTU)
-			}
 			w.attach(t, "red", redKey, w.Hosts[0].Pods[0])
 			w.start(t)
 			w.settle(t)
+			if silenced {
+				typeLines(t, w.Router, filterPMTU)
+				typeLines(t, w.Hosts[0].Machine, "ip link set eth0 mtu 1400")
+				eventually(t, soon, func(context.Context) error {
+					if rules := look(t, w.Hosts[0].Machine, "iptables-save -t mangle"); !strings.Contains(rules, clamped1400) {
+						return errors.New("the clamp has not followed the interface:\n" + rules)
+					}
+					return nil
+				})
+			}
 			transfers(t, w)
 		})
 	}
 }
+
+// clamped1400 is the clamp for an underlay of 1400: less 28 octets of IPv4 and
+// GRE with a key, and 40 of the inner IPv4 and TCP.
+const clamped1400 = "--set-mss 1332"

@@ -10,19 +10,21 @@ import (
 
 // newTenants is a running world of two tenants, red on the first pod and blue
 // on the second.
-func newTenants(t *testing.T, edit ...func(*topo.Layout)) *world {
+func newTenants(t *testing.T) *world {
 	t.Helper()
-	layout := tenants
-	for _, e := range edit {
-		e(&layout)
-	}
-	w := newWorld(t, layout)
+	w := newWorld(t, tenants)
+	w.startTenants(t)
+	return w
+}
+
+// startTenants attaches both tenants and waits until they are served.
+func (w *world) startTenants(t *testing.T) {
+	t.Helper()
 	w.attach(t, "red", redKey, w.Hosts[0].Pods[0])
 	w.attach(t, "blue", blueKey, w.Hosts[0].Pods[1])
 	w.start(t)
 	w.settle(t)
 	w.reached(t)
-	return w
 }
 
 // reached checks that both tenants' pods are answered by their own servers.
