@@ -80,7 +80,7 @@ func TestSmallerHop(t *testing.T) {
 	for name, silenced := range map[string]bool{"ICMP passes": false, "ICMP is filtered": true} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, tenants)
-			typeLines(t, w.Router, "ip link set hosts mtu 1400; ip link set proxies mtu 1400")
+			typeLines(t, w.Router, "ip route change 192.168.80.8 dev host1 mtu 1400", "ip route change 192.168.4.4 dev proxy1 mtu 1400")
 			w.attach(t, "red", redKey, w.Hosts[0].Pods[0])
 			w.start(t)
 			w.settle(t)

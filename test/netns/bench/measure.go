@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
@@ -124,7 +126,12 @@ func dial(to unix.Sockaddr) (int, error) {
 		func() error {
 			return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		},
-		func() error { return unix.Connect(fd, to) },
+		func() error {
+			if err := connect(fd, to); err != nil {
+				return fmt.Errorf("connect: %w", err)
+			}
+			return nil
+		},
 	} {
 		if err := set(); err != nil {
 			_ = unix.Close(fd)
@@ -134,9 +141,46 @@ func dial(to unix.Sockaddr) (int, error) {
 	return fd, nil
 }
 
+// transfer reads or writes. A socket with a time limit is interrupted by the
+// signals of Go's scheduler; nothing to read is the end.
+func transfer(call func(int, []byte) (int, error), fd int, b []byte) (int, error) {
+	for {
+		n, err := call(fd, b)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err == nil && n == 0:
+			return 0, io.EOF
+		default:
+			return n, err
+		}
+	}
+}
+
+func accept(fd int) (int, error) {
+	for {
+		c, _, err := unix.Accept(fd)
+		if !errors.Is(err, unix.EINTR) {
+			return c, err
+		}
+	}
+}
+
+// connect is interrupted, too, and goes on meanwhile.
+func connect(fd int, to unix.Sockaddr) error {
+	for {
+		err := unix.Connect(fd, to)
+		switch {
+		case errors.Is(err, unix.EISCONN):
+			return nil
+		case !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EALREADY):
+			return err
+		}
+	}
+}
+
 // drain reads one connection to its end and returns the rate.
 func drain(fd int) (float64, error) {
-	c, _, err := unix.Accept(fd)
+	c, err := accept(fd)
 	if err != nil {
 		return 0, err
 	}
@@ -144,8 +188,8 @@ func drain(fd int) (float64, error) {
 	buffer := make([]byte, 1<<18)
 	total, start := 0, time.Now()
 	for {
-		n, err := unix.Read(c, buffer)
-		if n <= 0 || err != nil {
+		n, err := transfer(unix.Read, c, buffer)
+		if err != nil {
 			break // reset, when the client has had enough
 		}
 		total += n
@@ -161,7 +205,7 @@ func flood(to unix.Sockaddr) (float64, error) {
 	defer unix.Close(c)
 	buffer := make([]byte, 1<<17)
 	for start := time.Now(); time.Since(start) < sample; {
-		if _, err := unix.Write(c, buffer); err != nil {
+		if _, err := transfer(unix.Write, c, buffer); err != nil {
 			return 0, err
 		}
 	}
@@ -170,7 +214,7 @@ func flood(to unix.Sockaddr) (float64, error) {
 
 // echo answers one connection until it ends.
 func echo(fd int) (float64, error) {
-	c, _, err := unix.Accept(fd)
+	c, err := accept(fd)
 	if err != nil {
 		return 0, err
 	}
@@ -180,10 +224,10 @@ func echo(fd int) (float64, error) {
 	}
 	octet := make([]byte, 1)
 	for {
-		if n, err := unix.Read(c, octet); n <= 0 || err != nil {
+		if _, err := transfer(unix.Read, c, octet); err != nil {
 			return 0, nil
 		}
-		if _, err := unix.Write(c, octet); err != nil {
+		if _, err := transfer(unix.Write, c, octet); err != nil {
 			return 0, nil
 		}
 	}
@@ -199,10 +243,10 @@ func ask(to unix.Sockaddr) (float64, error) {
 	var took []time.Duration
 	for start := time.Now(); time.Since(start) < sample; {
 		began := time.Now()
-		if _, err := unix.Write(c, octet); err != nil {
+		if _, err := transfer(unix.Write, c, octet); err != nil {
 			return 0, err
 		}
-		if _, err := unix.Read(c, octet); err != nil {
+		if _, err := transfer(unix.Read, c, octet); err != nil {
 			return 0, err
 		}
 		took = append(took, time.Since(began))
@@ -215,13 +259,12 @@ func ask(to unix.Sockaddr) (float64, error) {
 func answerEach(fd int) (float64, error) {
 	octet := make([]byte, 1)
 	for {
-		c, _, err := unix.Accept(fd)
+		c, err := accept(fd)
 		if err != nil {
-			return 0, err
+			return 0, fmt.Errorf("accept: %w", err)
 		}
-		n, err := unix.Read(c, octet)
-		if n == 1 && err == nil {
-			_, err = unix.Write(c, octet)
+		if _, err = transfer(unix.Read, c, octet); err == nil {
+			_, err = transfer(unix.Write, c, octet)
 		}
 		_ = unix.Close(c)
 		if err == nil && octet[0] == 0 {
@@ -242,8 +285,8 @@ func openEach(to unix.Sockaddr) (float64, error) {
 		if last {
 			octet[0] = 0
 		}
-		if _, err = unix.Write(c, octet); err == nil {
-			_, err = unix.Read(c, octet)
+		if _, err = transfer(unix.Write, c, octet); err == nil {
+			_, err = transfer(unix.Read, c, octet)
 		}
 		_ = unix.Close(c)
 		if err != nil {

@@ -86,19 +86,20 @@ func run(ctx context.Context, out io.Writer) (err error) {
 
 func (d *demo) say(format string, args ...any) { _, _ = fmt.Fprintf(d.out, format+"\n", args...) }
 
+// drawing has places for the pods' addresses, the nodes' and the server's.
 const drawing = `
-  pod1-1 %-12s                                            vpc-acme
-      \                                                     eth1 ── 172.16.101.0/24
-       host1 ────────────── router ────────────── proxy1 <          server %s
-      /     %s               %s            eth2 ── 172.16.101.0/24
-  pod1-2 %-12s                                            vpc-globex
+  pod1-1                                                    VPC acme
+  %-11[1]s ──┐                                         ┌── eth1 ── 172.16.101.0/24, server %[5]s
+               ├── host1 ═════════ GRE ═════════ proxy1 ┤
+  pod1-2       │   %-12[3]s              %-11[4]s └── eth2 ── 172.16.101.0/24, server %[5]s
+  %-11[2]s ──┘                                            VPC globex
 `
 
 // introduce shows the lab, and that a pod reaches no VPC yet.
 func (d *demo) introduce(ctx context.Context) error {
 	host := d.lab.Hosts[0]
 	d.say("Two users, acme and globex, own the same subnet. Nothing routes to either.")
-	d.say(drawing, host.Pods[0].Address, topo.ServerAddress, host.Underlay, d.lab.Proxies[0].Underlay, host.Pods[1].Address)
+	d.say(drawing, host.Pods[0].Address, host.Pods[1].Address, host.Underlay, d.lab.Proxies[0].Underlay, topo.ServerAddress)
 	for _, t := range d.tenants {
 		attempt, cancel := context.WithTimeout(ctx, time.Second)
 		answer, err := traffic.Get(attempt, t.pod.Machine, topo.ServerAddress)

@@ -146,13 +146,6 @@ func (l *Lab) Machines() []*Machine { return slices.Clone(l.all) }
 // Dir is where the output of processes goes.
 func (l *Lab) Dir() string { return l.dir }
 
-// bridge on the router for each segment of the underlay.
-const (
-	hostSegment     = "hosts"
-	proxySegment    = "proxies"
-	attackerSegment = "others"
-)
-
 func (l *Lab) buildUnderlay(_ context.Context, layout Layout) (err error) {
 	if l.Router, err = l.machine("router"); err != nil {
 		return err
@@ -160,40 +153,39 @@ func (l *Lab) buildUnderlay(_ context.Context, layout Layout) (err error) {
 	if err := l.Router.setSysctl("net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
-	for name, address := range map[string]string{
-		hostSegment: "192.168.80.1/24", proxySegment: "192.168.4.1/24", attackerSegment: "192.168.66.1/24",
-	} {
-		if err := l.Router.addBridge(name, layout.MTU, netip.MustParsePrefix(address)); err != nil {
-			return err
-		}
-	}
 	if err := l.Router.addAddress("lo", netip.PrefixFrom(PlatformAddress, 32)); err != nil {
 		return err
 	}
-	if l.Attacker, err = l.underlayMachine("attacker", attackerSegment, AttackerAddress, layout.MTU); err != nil {
+	if l.Attacker, err = l.underlayMachine("attacker", AttackerAddress, layout.MTU); err != nil {
 		return err
 	}
-	l.Control, err = l.underlayMachine("control", proxySegment, ControlAddress, layout.MTU)
+	l.Control, err = l.underlayMachine("control", ControlAddress, layout.MTU)
 	return err
 }
 
-// underlayMachine makes a machine with one interface on the underlay.
-func (l *Lab) underlayMachine(name, segment string, address netip.Addr, mtu int) (*Machine, error) {
+// underlayMachine makes a machine with one interface on the underlay. The
+// router's end is named like the machine. As in a cloud, all that looks like
+// one link to the machines is routed: the router answers ARP for everybody. A
+// bridge instead would segment what is encapsulated.
+func (l *Lab) underlayMachine(name string, address netip.Addr, mtu int) (*Machine, error) {
 	m, err := l.machine(name)
 	if err != nil {
 		return nil, err
 	}
 	b := address.As4()
 	mac := net.HardwareAddr{0x02, 0, 0, b[1], b[2], b[3]}
-	err = cable(port{machine: m, name: "eth0", mac: mac}, port{machine: l.Router, name: name, bridge: segment}, mtu)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.addAddress("eth0", netip.PrefixFrom(address, 24)); err != nil {
+	if err := cable(port{machine: m, name: "eth0", mac: mac}, port{machine: l.Router, name: name}, mtu); err != nil {
 		return nil, err
 	}
 	b[3] = 1
-	return m, m.addRoute(netip.Prefix{}, netip.AddrFrom4(b), "eth0")
+	gateway := netip.AddrFrom4(b)
+	return m, errors.Join(
+		m.addAddress("eth0", netip.PrefixFrom(address, 24)),
+		m.addRoute(netip.Prefix{}, gateway, "eth0"),
+		l.Router.addAddress(name, netip.PrefixFrom(gateway, 32)),
+		l.Router.addRoute(netip.PrefixFrom(address, 32), netip.Addr{}, name),
+		l.Router.setSysctl("net/ipv4/conf/"+name+"/proxy_arp", "1"),
+	)
 }
 
 func (l *Lab) buildHosts(ctx context.Context, layout Layout) error {
@@ -204,11 +196,11 @@ func (l *Lab) buildHosts(ctx context.Context, layout Layout) error {
 			PodCIDR:  netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(n), 0}), 24),
 		}
 		var err error
-		if h.Machine, err = l.underlayMachine(fmt.Sprintf("host%d", n), hostSegment, h.Underlay, layout.MTU); err != nil {
+		if h.Machine, err = l.underlayMachine(fmt.Sprintf("host%d", n), h.Underlay, layout.MTU); err != nil {
 			return err
 		}
 		l.Hosts = append(l.Hosts, h)
-		if err := l.Router.addRoute(h.PodCIDR, h.Underlay, hostSegment); err != nil {
+		if err := l.Router.addRoute(h.PodCIDR, h.Underlay, h.Name); err != nil {
 			return err
 		}
 		if err := h.buildCNI(ctx, layout.Legacy); err != nil {
@@ -293,7 +285,7 @@ func (l *Lab) buildProxies(_ context.Context, layout Layout) error {
 		n := byte(i + 1)
 		p := &Proxy{Underlay: netip.AddrFrom4([4]byte{192, 168, 4, 3 + n}), ENIs: map[string]ENI{}}
 		var err error
-		if p.Machine, err = l.underlayMachine(fmt.Sprintf("proxy%d", n), proxySegment, p.Underlay, layout.MTU); err != nil {
+		if p.Machine, err = l.underlayMachine(fmt.Sprintf("proxy%d", n), p.Underlay, layout.MTU); err != nil {
 			return err
 		}
 		l.Proxies = append(l.Proxies, p)
