@@ -8,7 +8,7 @@
 uml_processor() {
 	local allowed
 	allowed=$(taskset -cp $$)
-	echo "${allowed##*[:,-]}"
+	echo "${allowed##*[:, -]}"
 }
 
 # uml_built tells whether a kernel is in the cache.
