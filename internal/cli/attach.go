@@ -32,7 +32,7 @@ type attachFlags struct {
 	nodes            []string
 	enis             eniList
 	scope            format
-	snat             addrValue
+	snat, havip      addrValue
 	key              keyValue
 	allowOverlap     bool
 	dryRun           bool
@@ -67,6 +67,7 @@ func (f *attachFlags) add(fs *pflag.FlagSet) {
 	fs.Var(&f.scope, "scope", "whose traffic it takes: `pods`, or host for all that a function host sends (default pods)")
 	fs.StringSliceVar(&f.nodes, "nodes", nil, "function `hosts` that carry it (default: all that have such pods)")
 	fs.Var(&f.snat, "snat-address", "source `address` that the user VPC sees (default: the interface's own)")
+	fs.Var(&f.havip, "havip", "`address` in the user's subnet that moves with the group's active proxy: the source that the user VPC sees")
 	fs.Var(&f.key, "gre-key", "GRE `key` (default: a random one; none for scope host)")
 	fs.BoolVar(&f.allowOverlap, "allow-overlap", false, "accept a subnet that hides a range of the platform from the pods")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "check and print what would be, change nothing")
@@ -97,7 +98,7 @@ func (f *attachFlags) attachment() (*intent.Attachment, error) {
 		Metadata: intent.Metadata{Name: name},
 		Spec: intent.AttachmentSpec{
 			VPC: f.vpc, CIDRs: f.subnets.list, Group: f.group, Scope: intent.Scope(f.scope.word), Pods: f.pods.list,
-			Nodes: f.nodes, ENIs: f.enis.list, SNATAddress: f.snat.addr, GREKey: f.key.key, AllowOverlap: f.allowOverlap,
+			Nodes: f.nodes, ENIs: f.enis.list, SNATAddress: f.snat.addr, HaVip: f.havip.addr, GREKey: f.key.key, AllowOverlap: f.allowOverlap,
 		},
 	}, nil
 }
@@ -187,7 +188,7 @@ func since(start time.Time) time.Duration { return time.Since(start).Round(10 * 
 var flagOf = map[string]string{
 	"metadata.name": "--name", "spec.cidrs": "--subnet", "spec.vpc": "--vpc", "spec.group": "--group", "spec.enis": "--eni",
 	"spec.pods": "--pods", "spec.scope": "--scope", "spec.nodes": "--nodes", "spec.snatAddress": "--snat-address",
-	"spec.greKey": "--gre-key",
+	"spec.greKey": "--gre-key", "spec.haVip": "--havip",
 }
 
 // attachError puts flags where the controller names fields.

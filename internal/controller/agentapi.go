@@ -91,6 +91,9 @@ func (c *Controller) register(ctx context.Context, node *intent.Node) error {
 		if broken || before != nil && before.Metadata.ManagedBy != intent.ManagedByAgent {
 			return transaction{}, nil
 		}
+		if before != nil {
+			node.Spec.Cordoned = before.Spec.Cordoned // an operator's decision
+		}
 		list, err := c.registration(v, node)
 		if err != nil {
 			return transaction{}, err

@@ -40,6 +40,7 @@ func (s *Set) checkAttachment(p *problems, a *Attachment) []string {
 		p.add(NotFound, "spec.group", "no ProxyGroup is named %q; see `vpcproxyctl get groups`", a.Spec.Group)
 	} else {
 		s.checkMembersHaveENI(p, a, g)
+		s.checkHaVip(p, a, g)
 	}
 	for i, n := range a.Spec.Nodes {
 		if node := s.Node(n); node == nil {
@@ -93,6 +94,9 @@ func (s *Set) checkPair(p *problems, a, other *Attachment) {
 	keyless := a.EffectiveScope() == ScopeHost && !keyed
 	if keyless && other.EffectiveScope() == ScopeHost && !otherKeyed {
 		p.add(Conflict, "spec.greKey", "attachment %s has scope host and no key too; a machine has one keyless tunnel, so give a key", name)
+	}
+	if a.Spec.HaVip.IsValid() && a.Spec.HaVip == other.Spec.HaVip && a.Spec.VPC == other.Spec.VPC {
+		p.add(Conflict, "spec.haVip", "%s is the haVip of attachment %s in the same VPC", a.Spec.HaVip, name)
 	}
 	s.checkSharedENI(p, a, other)
 	source := sharedSource(a, other)
@@ -241,6 +245,7 @@ func (s *Set) checkGroup(p *problems, g *ProxyGroup) {
 		}
 	}
 	s.checkTunnelAddress(p, g, g.Spec.TunnelAddress)
+	s.checkElection(p, g)
 }
 
 func (s *Set) checkNode(p *problems, n *Node) {
@@ -249,6 +254,7 @@ func (s *Set) checkNode(p *problems, n *Node) {
 			p.add(Conflict, "spec.underlayAddress", "%s is the address of node %s", n.Spec.UnderlayAddress, o.ObjectName())
 		}
 	}
+	s.checkAddressOfGroup(p, n)
 	s.checkTunnelAddress(p, n, n.Spec.TunnelAddress)
 }
 

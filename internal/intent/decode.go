@@ -156,6 +156,8 @@ func wanted(t reflect.Type) string {
 		return "an address or a CIDR such as 172.16.101.0/24"
 	case reflect.TypeFor[netip.Addr]():
 		return "an IP address such as 172.16.101.4"
+	case reflect.TypeFor[Duration]():
+		return "a duration with its unit, such as 100ms or 10s"
 	}
 	return "a valid " + t.String()
 }

@@ -216,7 +216,6 @@ func TestValidate(t *testing.T) {
 		"name of a node":        {attachment("x", on("F1")), "spec.nodes[0]", "is not a DNS label"},
 		"node of an eni":        {attachment("x", eni(intent.ENI{Node: "P1", Name: "eth1"})), "spec.enis[0].node", "is not a DNS label"},
 		"eni twice":             {attachment("x", func(a *intent.Attachment) { a.Spec.ENIs = []intent.ENI{{Name: "eth1"}, {Name: "eth2"}} }), "spec.enis[1].node", "appears twice"},
-		"two members":           {group("x", "p1", func(g *intent.ProxyGroup) { g.Spec.Members = append(g.Spec.Members, intent.Member{Node: "p2"}) }), "spec.members", "this release serves groups of one proxy"},
 		"nameless member":       {group("x", ""), "spec.members[0].node", "is missing"},
 		"pod range's host bits": {node("x", "192.168.1.1", intent.RoleProxy, func(n *intent.Node) { n.Spec.PodCIDRs = prefixes("10.0.0.1/8") }), "spec.podCIDRs[0]", "did you mean 10.0.0.0/8?"},
 		"underlay's host bits":  {node("x", "192.168.1.1", intent.RoleProxy, func(n *intent.Node) { n.Spec.UnderlayCIDRs = prefixes("10.0.0.1/8") }), "spec.underlayCIDRs[0]", "did you mean 10.0.0.0/8?"},

@@ -101,6 +101,9 @@ type AttachmentSpec struct {
 	// SNATAddress is the source that the user VPC sees. Without it the
 	// proxy masquerades: the ENI's primary address.
 	SNATAddress netip.Addr `json:"snatAddress,omitzero"`
+	// HaVip is the source that the user VPC sees if the group has a haVip: an
+	// address of the user's subnet, on the active proxy's ENI.
+	HaVip netip.Addr `json:"haVip,omitzero"`
 	// GREKey fixes the key. Without it the controller draws a random one
 	// (scope pods), or the tunnel has none (scope host).
 	GREKey *uint32 `json:"greKey,omitempty"`
@@ -142,11 +145,45 @@ type ProxyGroupSpec struct {
 	// TunnelAddress is the group's inner address; without it the controller
 	// takes one from the pool.
 	TunnelAddress netip.Addr `json:"tunnelAddress,omitzero"`
+	// HaVip is the group's address on the underlay, where function hosts send
+	// to: it is on the active proxy. A group of several members needs one; the
+	// fields below need it.
+	HaVip netip.Addr `json:"haVip,omitzero"`
+	// VRID is the virtual router identifier, 1 to 255. Groups that share a
+	// proxy need different ones.
+	VRID uint32 `json:"vrid,omitempty"`
+	// AdvertisementInterval is 10ms to 40.95s in steps of 10ms; default 100ms.
+	// A proxy that is silent takes three intervals and a skew of less than
+	// one to be replaced.
+	AdvertisementInterval Duration `json:"advertisementInterval,omitzero"`
+	// Sends is how many adverts are sent in each interval, 1 to 10; default 4.
+	Sends uint32 `json:"sends,omitempty"`
+	// Preempt has a proxy of higher priority take over from one that is
+	// active. The default is true: who gives different priorities wants them
+	// kept, and between equal ones nobody preempts.
+	Preempt *bool `json:"preempt,omitempty"`
+	// PreemptDelay is how long a proxy of lower priority is heard before it is
+	// preempted; default 10s, in which a restarted proxy learns the
+	// connections that it is going to carry.
+	PreemptDelay *Duration `json:"preemptDelay,omitempty"`
+	// Transport defaults to unicast.
+	Transport Transport `json:"transport,omitempty"`
+	// MinTTL is the lowest TTL of an advert that is accepted by unicast.
+	// Default 255, for proxies on one link.
+	MinTTL uint32 `json:"minTTL,omitempty"`
+	// Checksum is the form that is sent; default rfc9568.
+	Checksum Checksum `json:"checksum,omitempty"`
+	// Tracks say what lowers a proxy's priority; what is not listed lowers it
+	// to 1.
+	Tracks []Track `json:"tracks,omitempty"`
 }
 
 // Member is one proxy of a group.
 type Member struct {
 	Node string `json:"node"`
+	// Priority is 1 to 254; default 100. The highest is preferred, then the
+	// highest underlay address.
+	Priority uint32 `json:"priority,omitempty"`
 }
 
 // ProxyGroupStatus is the part that the controller allocates.
@@ -187,6 +224,9 @@ type NodeSpec struct {
 	// PodCIDRs are the ranges of the pods on this node; empty means that
 	// any pod may be here.
 	PodCIDRs []netip.Prefix `json:"podCIDRs,omitempty"`
+	// Cordoned keeps a proxy from being active in any group, until it is
+	// unset. An agent that registers leaves it as it is.
+	Cordoned bool `json:"cordoned,omitempty"`
 }
 
 // NodeStatus is the part that the controller allocates.

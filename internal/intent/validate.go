@@ -140,6 +140,7 @@ func (a *Attachment) Validate() error {
 	a.validateScope(p)
 	a.validateENIs(p)
 	p.inner("spec.snatAddress", a.Spec.SNATAddress)
+	a.validateHaVip(p)
 	if a.Spec.GREKey != nil && *a.Spec.GREKey == 0 {
 		p.invalid("spec.greKey", "is 0; leave it out, or give 1 to 4294967295")
 	}
@@ -230,17 +231,9 @@ func notInInterfaceName(r rune) bool {
 func (g *ProxyGroup) Validate() error {
 	p := newProblems(g)
 	p.name("metadata.name", g.Metadata.Name)
-	switch len(g.Spec.Members) {
-	case 0:
-		p.invalid("spec.members", "is empty; name the proxy node")
-	case 1:
-	default:
-		p.invalid("spec.members", "has %d members; this release serves groups of one proxy", len(g.Spec.Members))
-	}
-	for i, m := range g.Spec.Members {
-		p.name(fmt.Sprintf("spec.members[%d].node", i), m.Node)
-	}
+	g.validateMembers(p)
 	p.inner("spec.tunnelAddress", g.Spec.TunnelAddress)
+	g.validateElection(p)
 	return p.err()
 }
 

@@ -21,6 +21,11 @@ func (s *Set) Visible(node string, known ...string) *Set {
 	for _, g := range s.Groups {
 		groups[g.ObjectName()] = g
 		seen[g.ObjectName()] = g.HasMember(node)
+		if g.HasMember(node) && g.Elects() {
+			for _, m := range g.Spec.Members { // it elects with them
+				nodes[m.Node] = true
+			}
+		}
 	}
 	for _, a := range s.Attachments {
 		g := groups[a.Spec.Group]
