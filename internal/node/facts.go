@@ -138,7 +138,8 @@ func interfaces(netns string, links []kernel.Link, addresses []kernel.Address) [
 		}
 		i := plan.Interface{Netns: netns, Name: l.Name, MAC: l.MAC, PCI: l.PCI}
 		for _, a := range addresses {
-			if a.Link == l.Index && !a.LinkLocal {
+			// A HaVip comes and goes with the election, and changes no plan.
+			if a.Link == l.Index && !a.LinkLocal && a.Protocol != desired.HaVipProtocol {
 				i.Addresses = append(i.Addresses, a.Prefix)
 			}
 		}

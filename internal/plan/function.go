@@ -92,18 +92,18 @@ func (b *builder) carry(a *intent.Attachment, slot uint32, tunnel netip.Addr) in
 	if !ok || !tunnel.IsValid() {
 		return 0
 	}
-	proxy := b.set.Node(g.Spec.Members[0].Node)
+	nbma := b.outer(g)
 	switch {
-	case proxy == nil:
+	case !nbma.IsValid():
 		b.problem(a, "its proxy %s has not registered yet", g.Spec.Members[0].Node)
 		return 0
 	case !g.Tunnel().IsValid():
 		b.problem(a, "group %s has no tunnel address yet; without a controller set spec.tunnelAddress", g.ObjectName())
 		return 0
 	}
-	link := b.tunnelLink("", a, key, keyed)
-	nbma := proxy.Spec.UnderlayAddress
-	b.peer(nbma, key, keyed)
+	local := b.self.Spec.UnderlayAddress
+	link := b.tunnelLink("", a, local, key, keyed)
+	b.peer(local, nbma, key, keyed)
 	b.state.Addresses[desired.AddressKey{Link: link.Name, Prefix: host(tunnel)}] = desired.Address{}
 	b.state.Neighbors[desired.NeighborKey{Link: link.Name, Addr: g.Tunnel()}] = desired.Neighbor{NBMA: nbma}
 	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/conf/" + link.Name + "/rp_filter"}] = desired.Sysctl{Value: b.rpFilter()}

@@ -91,7 +91,9 @@ const (
 type Plan struct {
 	State      desired.State
 	Footprints []Footprint // one for each attachment the node has a part in, by name
-	Problems   []Problem
+	// Elections are those that the node takes part in, by group.
+	Elections []desired.Election
+	Problems  []Problem
 }
 
 // builder collects one plan.
@@ -151,6 +153,7 @@ func (b *builder) build() {
 	}
 	b.function(carried)
 	b.proxy(served)
+	b.elections(served)
 	b.foreignPeers()
 }
 
@@ -178,12 +181,13 @@ func (b *builder) key(a *intent.Attachment) (key uint32, keyed, ok bool) {
 	return key, keyed, true
 }
 
-func (b *builder) tunnelLink(netns string, a *intent.Attachment, key uint32, keyed bool) desired.LinkKey {
+// tunnelLink plans an attachment's tunnel device with the outer address local.
+func (b *builder) tunnelLink(netns string, a *intent.Attachment, local netip.Addr, key uint32, keyed bool) desired.LinkKey {
 	k := desired.LinkKey{Netns: netns, Name: desired.LinkPrefix + ID(a.ObjectName())}
 	// The endpoint alone: with no peer, nobody may speak to it.
-	b.state.Peers[desired.PeerKey{Local: b.self.Spec.UnderlayAddress}] = desired.Peer{}
+	b.state.Peers[desired.PeerKey{Local: local}] = desired.Peer{}
 	b.state.Links[k] = desired.Link{
-		Local: b.self.Spec.UnderlayAddress,
+		Local: local,
 		Keyed: keyed, Key: key,
 		MTU: b.mtu(keyed), TTL: tunnelTTL,
 		Alias: desired.AliasPrefix + "attachment " + a.ObjectName(),
@@ -191,19 +195,16 @@ func (b *builder) tunnelLink(netns string, a *intent.Attachment, key uint32, key
 	return k
 }
 
-func (b *builder) peer(addr netip.Addr, key uint32, keyed bool) {
-	b.state.Peers[desired.PeerKey{Local: b.self.Spec.UnderlayAddress, Addr: addr, Keyed: keyed, Key: key}] = desired.Peer{}
+func (b *builder) peer(local, addr netip.Addr, key uint32, keyed bool) {
+	b.state.Peers[desired.PeerKey{Local: local, Addr: addr, Keyed: keyed, Key: key}] = desired.Peer{}
 }
 
 // foreignPeers admits the peers of tunnels that are not ours: the GRE guard
-// judges everything that comes to our underlay address.
+// judges everything that comes to our outer addresses.
 func (b *builder) foreignPeers() {
-	if len(b.state.Peers) == 0 {
-		return
-	}
 	for _, t := range b.facts.ForeignTunnels {
-		if t.Local == b.self.Spec.UnderlayAddress {
-			b.peer(t.Remote, t.Key, t.Keyed)
+		if _, guarded := b.state.Peers[desired.PeerKey{Local: t.Local}]; guarded {
+			b.peer(t.Local, t.Remote, t.Key, t.Keyed)
 		}
 	}
 }

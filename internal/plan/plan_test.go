@@ -81,6 +81,26 @@ func overlap() *intent.Set {
 	return s
 }
 
+// pair is a group of two proxies with one attachment; the second is cordoned.
+func pair() *intent.Set {
+	s := &intent.Set{}
+	s.Put(node("host", "192.168.80.8", "100.64.0.3", intent.RoleFunction))
+	s.Put(node("proxy", "192.168.4.4", "", intent.RoleProxy))
+	s.Put(node("second", "192.168.4.5", "", intent.RoleProxy))
+	s.Node("second").Spec.Cordoned = true
+	g := group("g1", "proxy", "100.64.0.4")
+	g.Spec.Members[0].Priority = 200
+	g.Spec.Members = append(g.Spec.Members, intent.Member{Node: "second"}, intent.Member{Node: "third"})
+	g.Spec.HaVip, g.Spec.VRID = addr("192.168.4.100"), 51
+	g.Spec.Tracks = []intent.Track{{Name: intent.TrackENI, Effect: intent.EffectFault}, {Name: intent.TrackProbe, Effect: intent.EffectIgnore}}
+	s.Put(g)
+	s.Put(attachment("red", func(a *intent.Attachment) {
+		a.Spec.HaVip = addr("172.16.101.100")
+		a.Spec.ENIs = []intent.ENI{{Node: "proxy", MAC: "02:00:00:00:65:0a"}, {Node: "second", Name: "eth1"}, {Node: "third", Name: "eth1"}}
+	}))
+	return s
+}
+
 func proxyFacts() Facts {
 	return Facts{UnderlayLink: "eth0", UnderlayMTU: 1500, Interfaces: []Interface{
 		{Name: "eth0", MAC: "02:00:00:00:04:04", Addresses: []netip.Prefix{prefix("192.168.4.4/24")}},
@@ -93,6 +113,9 @@ func TestBuildGolden(t *testing.T) {
 	hostFacts := Facts{UnderlayLink: "eth0", UnderlayMTU: 1500}
 	longID := proxyFacts()
 	longID.Interfaces[2].Netns = desired.LinkPrefix + ID("a-rather-long-attachment-name")
+	secondFacts := Facts{UnderlayLink: "ens5", UnderlayMTU: 1500, Interfaces: []Interface{
+		{Name: "eth1", MAC: "02:00:00:00:65:0b", Addresses: []netip.Prefix{prefix("172.16.101.11/24")}},
+	}}
 	for _, tc := range []struct {
 		name  string
 		node  string
@@ -104,6 +127,9 @@ func TestBuildGolden(t *testing.T) {
 		{"overlap-host", "host", overlap(), Facts{UnderlayLink: "eth0", UnderlayMTU: 9000, StrictRPFilter: true}},
 		{"overlap-proxy", "proxy", overlap(), longID},
 		{"stranger", "stranger", overlap(), hostFacts},
+		{"pair-host", "host", pair(), hostFacts},
+		{"pair-proxy", "proxy", pair(), proxyFacts()},
+		{"pair-second", "second", pair(), secondFacts},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := Build(tc.node, tc.set, tc.facts, testConfig)
@@ -114,6 +140,11 @@ func TestBuildGolden(t *testing.T) {
 			var b bytes.Buffer
 			if err := state.Dump(&b); err != nil {
 				t.Fatal(err)
+			}
+			for _, e := range p.Elections {
+				if err := e.Dump(&b); err != nil {
+					t.Fatal(err)
+				}
 			}
 			golden(t, tc.name, b.Bytes())
 		})
@@ -234,6 +265,23 @@ func TestBuildProblems(t *testing.T) {
 				tc.check(t, state)
 			}
 		})
+	}
+}
+
+// A proxy without the attachment's interface elects, and says what it lacks.
+func TestElectionWithoutInterface(t *testing.T) {
+	p := Build("second", pair(), Facts{UnderlayLink: "eth0", UnderlayMTU: 1500}, testConfig)
+	if len(p.Elections) != 1 || len(p.Elections[0].HaVips) != 1 || !slices.Equal(p.Elections[0].Missing, []string{"red"}) {
+		t.Errorf("elections %+v", p.Elections)
+	}
+	set := pair()
+	set.Delete(intent.KindAttachment, "red")
+	if p := Build("proxy", set, proxyFacts(), testConfig); len(p.Elections) != 1 {
+		t.Errorf("without attachments: elections %+v", p.Elections)
+	}
+	set.Node("proxy").Spec.Roles = nil
+	if p := Build("proxy", set, proxyFacts(), testConfig); len(p.Elections) != 0 {
+		t.Errorf("without the role: elections %+v", p.Elections)
 	}
 }
 

@@ -32,9 +32,9 @@ func (b *builder) serve(a *intent.Attachment) {
 		return
 	}
 	b.state.Namespaces[netns] = desired.Namespace{}
-	link := b.tunnelLink(netns, a, key, keyed)
+	link := b.tunnelLink(netns, a, b.outer(g), key, keyed)
 	b.state.Addresses[desired.AddressKey{Netns: netns, Link: link.Name, Prefix: host(g.Tunnel())}] = desired.Address{}
-	b.hostsSide(a, link, key, keyed)
+	b.hostsSide(a, link, b.outer(g), key, keyed)
 
 	nat := desired.NAT{
 		Clamp:   []desired.Clamp{{Link: link.Name, MTU: b.mtu(keyed)}},
@@ -42,7 +42,7 @@ func (b *builder) serve(a *intent.Attachment) {
 	}
 	if eni, found := b.eni(a, netns); found {
 		b.vpcSide(a, netns, eni)
-		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: a.Spec.SNATAddress}}
+		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: source(a)}}
 		nat.Forward = []desired.Forward{{In: link.Name, Out: eni.Name}}
 		nat.Guarded = append(nat.Guarded, eni.Name)
 		// Forwarding opens only when there is a way to forward to, and
@@ -53,7 +53,7 @@ func (b *builder) serve(a *intent.Attachment) {
 }
 
 // hostsSide plans the way back to the function hosts.
-func (b *builder) hostsSide(a *intent.Attachment, link desired.LinkKey, key uint32, keyed bool) {
+func (b *builder) hostsSide(a *intent.Attachment, link desired.LinkKey, local netip.Addr, key uint32, keyed bool) {
 	pool := b.set.Pool
 	if !pool.IsValid() {
 		pool = intent.DefaultPool
@@ -64,7 +64,7 @@ func (b *builder) hostsSide(a *intent.Attachment, link desired.LinkKey, key uint
 			b.problem(a, "function host %s has no tunnel address yet", n.ObjectName())
 			continue
 		}
-		b.peer(n.Spec.UnderlayAddress, key, keyed)
+		b.peer(local, n.Spec.UnderlayAddress, key, keyed)
 		b.state.Neighbors[desired.NeighborKey{Netns: link.Netns, Link: link.Name, Addr: tunnel}] =
 			desired.Neighbor{NBMA: n.Spec.UnderlayAddress}
 		dst := host(tunnel)
@@ -144,6 +144,9 @@ func (b *builder) vpcSide(a *intent.Attachment, netns string, eni Interface) {
 	var sources []netip.Addr
 	for _, p := range all {
 		sources = append(sources, p.Addr())
+	}
+	if a.Spec.HaVip.IsValid() { // on a standby, too: the guard need not move
+		sources = append(sources, a.Spec.HaVip)
 	}
 	slices.SortFunc(sources, netip.Addr.Compare)
 	b.state.Egress[desired.EgressKey{Netns: netns, Link: eni.Name}] = desired.Egress{Sources: slices.Compact(sources)}

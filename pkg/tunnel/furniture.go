@@ -32,7 +32,7 @@ func read(ctx context.Context, h kernel.Handle, index int) (furniture, error) {
 		return f, err
 	}
 	for _, a := range addresses {
-		if a.Link == index && !a.LinkLocal && a.Protocol != desired.Protocol {
+		if a.Link == index && !a.LinkLocal && a.Protocol != desired.Protocol && a.Protocol != desired.HaVipProtocol {
 			f.addresses = append(f.addresses, eniAddress{Prefix: a.Prefix, Broadcast: a.Broadcast, Protocol: a.Protocol, Scope: a.Scope})
 		}
 	}
