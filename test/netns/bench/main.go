@@ -23,7 +23,7 @@ import (
 
 // rounds is how often each path is measured, in turn with the others so that
 // a busy moment hits all of them; the median counts.
-const rounds = 7
+const rounds = 15
 
 // programMode is the argument with which this program measures the engine from
 // within a machine.

@@ -18,7 +18,7 @@ import (
 // measured is the kernel's path, not a scheduler's.
 
 // sample is how long one measurement takes.
-const sample = 1500 * time.Millisecond
+const sample = 700 * time.Millisecond
 
 // result is one round of measurements of a path.
 type result struct {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Process is a program that runs in a machine until it is killed, its machine
@@ -128,6 +129,30 @@ func (p *Process) ResidentBytes() (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("process %d: no VmRSS", p.Pid())
+}
+
+// ticksPerSecond is USER_HZ, the unit of times in /proc (proc_pid_stat(5)).
+const ticksPerSecond = 100
+
+// ProcessorTime is what the process has used so far, in user and kernel mode.
+func (p *Process) ProcessorTime() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	// The second field, a name in parentheses, may hold anything; utime and
+	// stime are fields 14 and 15.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("process %d: %q has no processor times", p.Pid(), stat)
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * (time.Second / ticksPerSecond), err
 }
 
 // ExitError is a command that ended with a status other than 0.
