@@ -35,6 +35,7 @@ type attachFlags struct {
 	snat, havip      addrValue
 	key              keyValue
 	allowOverlap     bool
+	prewarm          bool
 	dryRun           bool
 	wait             waitFlags
 }
@@ -63,7 +64,8 @@ func (f *attachFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.group, "group", "", "proxy `group` that serves it")
 	fs.Var(&f.enis, "eni", "`interface` in the user's subnet: [NODE:]mac=…, name=… or pci=…, and if it brings none,\n,address=CIDR and ,gateway=ADDRESS; one for each proxy of the group")
 	fs.StringVar(&f.name, "name", "", "`name` of the attachment (default: made of VPC and subnet)")
-	fs.Var(&f.pods, "pods", "pod addresses or `CIDRs` that use it")
+	fs.Var(&f.pods, "pods", "pod addresses or `CIDRs` that use it (default: those that are bound, see `vpcproxyctl bind`)")
+	fs.BoolVar(&f.prewarm, "prewarm", false, "prepare the path on function hosts before a pod is bound")
 	fs.Var(&f.scope, "scope", "whose traffic it takes: `pods`, or host for all that a function host sends (default pods)")
 	fs.StringSliceVar(&f.nodes, "nodes", nil, "function `hosts` that carry it (default: all that have such pods)")
 	fs.Var(&f.snat, "snat-address", "source `address` that the user VPC sees (default: the interface's own)")
@@ -99,6 +101,7 @@ func (f *attachFlags) attachment() (*intent.Attachment, error) {
 		Spec: intent.AttachmentSpec{
 			VPC: f.vpc, CIDRs: f.subnets.list, Group: f.group, Scope: intent.Scope(f.scope.word), Pods: f.pods.list,
 			Nodes: f.nodes, ENIs: f.enis.list, SNATAddress: f.snat.addr, HaVip: f.havip.addr, GREKey: f.key.key, AllowOverlap: f.allowOverlap,
+			Prewarm: f.prewarm,
 		},
 	}, nil
 }
@@ -174,7 +177,11 @@ func (a *app) waitAttached(ctx context.Context, client watcher, at *intent.Attac
 		return nil
 	}
 	from := "a function host"
-	if at.EffectiveScope() == intent.ScopePods {
+	switch {
+	case at.EffectiveScope() == intent.ScopePods && len(at.Spec.Pods) == 0:
+		a.message("Next: on a function host, vpcproxyctl bind --pod-ip ADDRESS --attachment %s", at.ObjectName())
+		return nil
+	case at.EffectiveScope() == intent.ScopePods:
 		from = "a pod in " + textList(at.Spec.Pods)
 	}
 	a.message("Next: connect from %s to an address in %s", from, textList(at.Spec.CIDRs))
@@ -188,7 +195,7 @@ func since(start time.Time) time.Duration { return time.Since(start).Round(10 * 
 var flagOf = map[string]string{
 	"metadata.name": "--name", "spec.cidrs": "--subnet", "spec.vpc": "--vpc", "spec.group": "--group", "spec.enis": "--eni",
 	"spec.pods": "--pods", "spec.scope": "--scope", "spec.nodes": "--nodes", "spec.snatAddress": "--snat-address",
-	"spec.greKey": "--gre-key", "spec.haVip": "--havip",
+	"spec.greKey": "--gre-key", "spec.prewarm": "--prewarm", "spec.haVip": "--havip",
 }
 
 // attachError puts flags where the controller names fields.

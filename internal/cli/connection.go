@@ -53,16 +53,33 @@ func (a *app) controlError(err error) error {
 
 // node returns a client of this machine's node agent.
 func (a *app) node() (vpcproxyv1alpha1connect.NodeServiceClient, error) {
+	c, err := a.nodeTransport()
+	if err != nil {
+		return nil, err
+	}
+	return vpcproxyv1alpha1connect.NewNodeServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), nil
+}
+
+// binder returns a client of this machine's node agent, for bindings.
+func (a *app) binder() (vpcproxyv1alpha1connect.BindServiceClient, error) {
+	c, err := a.nodeTransport()
+	if err != nil {
+		return nil, err
+	}
+	return vpcproxyv1alpha1connect.NewBindServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), nil
+}
+
+func (a *app) nodeTransport() (transport.Client, error) {
 	address, err := transport.ParseAddress("unix://" + a.nodeSocket)
 	if err != nil {
-		return nil, usagef("--node-socket: %w", err)
+		return transport.Client{}, usagef("--node-socket: %w", err)
 	}
 	c, err := transport.NewClient(address, nil)
 	if err != nil {
-		return nil, usagef("--node-socket: %w", err)
+		return transport.Client{}, usagef("--node-socket: %w", err)
 	}
 	a.clients = append(a.clients, c)
-	return vpcproxyv1alpha1connect.NewNodeServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), nil
+	return c, nil
 }
 
 // nodeError is callError for calls to the node agent.

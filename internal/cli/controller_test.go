@@ -215,7 +215,7 @@ func TestAgainstController(t *testing.T) {
 		{attach + "--subnet 100.64.3.0/24", codeConflict, "", "error: --subnet: 100.64.3.0/24 overlaps the tunnel address pool"},
 		{attach + "--subnet 192.168.80.0/24", codeConflict, "", "(--allow-overlap)"},
 		{strings.Replace(attach, "65:04", "65:09", 1) + "--subnet 172.16.101.0/24", codeNotFound, "", "error: --eni: proxy proxy-a has no interface mac=02:42:ac:10:65:09"},
-		{strings.Replace(attach, "--pods 10.244.1.5", "", 1) + "--subnet 172.16.101.0/24", codeUsage, "", "error: --pods: is empty"},
+		{strings.Replace(attach, "--pods 10.244.1.5", "--scope host --prewarm", 1) + "--subnet 172.16.101.0/24", codeUsage, "", "error: --prewarm: is set, but"},
 		{"get attachments -o name", codeOK, "", ""}, // what was refused changed nothing
 		{attach + "--subnet 172.16.101.0/24 --wait", codeOK, "attachment/" + name + " created\n", "is in place on 2 nodes, after "},
 		{attach + "--subnet 172.16.101.0/24 --wait", codeOK, "attachment/" + name + " unchanged\n", "is in place on 2 nodes, after "},

@@ -27,7 +27,7 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{"unknown command", []string{"atach"}, `"atach" is not a command of "vpcproxyctl"; did you mean "attach"?`},
 		{"unknown noun", []string{"get", "nodess"}, `"nodess" is not a command of "vpcproxyctl get"; did you mean "nodes"?`},
-		{"far off", []string{"get", "widgets"}, `want one of: attachments, groups, nodes`},
+		{"far off", []string{"get", "widgets"}, `want one of: attachments, bindings, groups, nodes`},
 		{"no noun", []string{"describe"}, `"vpcproxyctl describe" needs one of: attachment, group, node`},
 		{"no name", []string{"describe", "node"}, `"vpcproxyctl describe node" needs NAME`},
 		{"two names", []string{"detach", "a", "b"}, `takes one NAME, but got "b" too`},

@@ -19,6 +19,7 @@ func (a *app) getCommand() *cobra.Command {
 	for _, n := range nouns {
 		c.AddCommand(a.getNounCommand(n))
 	}
+	c.AddCommand(a.getBindingsCommand())
 	return c
 }
 

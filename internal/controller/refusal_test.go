@@ -89,7 +89,7 @@ var badRequests = map[string]struct {
 	"the pods' other subnets": {attach("x", "enis", `[{"name":"eth2"}]`, "cidrs", `["172.16.0.0/16"]`), conflict, "spec.cidrs[0]", "overlaps 172.16.50.0/24 of attachment taken"},
 
 	// Sources.
-	"no pods":        {attach("x", "pods", ""), invalid, "spec.pods", "is empty"},
+	"prewarmed host": {attach("x", "scope", `"host"`, "pods", "", "prewarm", "true"), invalid, "spec.prewarm", "the path of scope host is always prepared"},
 	"pods and host":  {attach("x", "scope", `"host"`), invalid, "spec.pods", "scope host takes the whole host's traffic"},
 	"unknown scope":  {attach("x", "scope", `"node"`), invalid, "spec.scope", `"node" is not known`},
 	"all pods":       {attach("x", "pods", `["0.0.0.0/0"]`), invalid, "spec.pods[0]", "is every address"},
@@ -202,7 +202,7 @@ func TestBadEnvelopes(t *testing.T) {
 		"nothing":     {&apiv1.ApplyRequest{}, "objects: is empty"},
 		"null object": {&apiv1.ApplyRequest{Objects: []*structpb.Struct{nil}}, "objects[0]: kind"},
 		"twice":       {request(t, orders, orders), "Attachment/orders: metadata.name: appears twice"},
-		"two faults":  {request(t, attach("x", "cidrs", `[]`, "pods", `[]`)), "Attachment/x: spec.cidrs: is empty; give at least one subnet of the user VPC\nAttachment/x: spec.pods"},
+		"two faults":  {request(t, attach("x", "cidrs", `[]`, "enis", `[]`)), "Attachment/x: spec.cidrs: is empty; give at least one subnet of the user VPC\nAttachment/x: spec.enis"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := r.control.Apply(t.Context(), connect.NewRequest(c.req))

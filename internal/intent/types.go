@@ -91,10 +91,14 @@ type AttachmentSpec struct {
 	Group string `json:"group"`
 	// Scope defaults to pods.
 	Scope Scope `json:"scope,omitempty"`
-	// Pods are the pod sources that use the attachment (scope pods).
+	// Pods are pod sources that use the attachment (scope pods). Others are
+	// bound on their function host when they start.
 	Pods []netip.Prefix `json:"pods,omitempty"`
+	// Prewarm has function hosts prepare the path though no pod uses it
+	// yet: the first that is bound does not wait for it (scope pods).
+	Prewarm bool `json:"prewarm,omitempty"`
 	// Nodes limits the attachment to these function hosts; empty means all
-	// whose podCIDRs match (scope pods) or all (scope host).
+	// whose podCIDRs match (pods that are listed) or all.
 	Nodes []string `json:"nodes,omitempty"`
 	// ENIs says which interface of which proxy is in the user's subnet.
 	ENIs []ENI `json:"enis"`
@@ -331,7 +335,7 @@ func (a *Attachment) Uses(n *Node) bool {
 	if len(a.Spec.Nodes) > 0 && !slices.Contains(a.Spec.Nodes, n.Metadata.Name) {
 		return false
 	}
-	if a.EffectiveScope() == ScopeHost || len(n.Spec.PodCIDRs) == 0 {
+	if len(a.Spec.Pods) == 0 || len(n.Spec.PodCIDRs) == 0 {
 		return true
 	}
 	return slices.ContainsFunc(a.Spec.Pods, func(p netip.Prefix) bool {

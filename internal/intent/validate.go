@@ -150,12 +150,12 @@ func (a *Attachment) Validate() error {
 func (a *Attachment) validateScope(p *problems) {
 	switch a.EffectiveScope() {
 	case ScopePods:
-		if len(a.Spec.Pods) == 0 {
-			p.invalid("spec.pods", "is empty; give the pod addresses or CIDRs that use the attachment, or scope: host")
-		}
 	case ScopeHost:
 		if len(a.Spec.Pods) > 0 {
 			p.invalid("spec.pods", "is set, but scope host takes the whole host's traffic; leave it out, or use scope: pods")
+		}
+		if a.Spec.Prewarm {
+			p.invalid("spec.prewarm", "is set, but the path of scope host is always prepared; leave it out, or use scope: pods")
 		}
 	default:
 		p.invalid("spec.scope", "%q is not known; want pods or host", a.Spec.Scope)
