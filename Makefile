@@ -44,6 +44,10 @@ build: ## static programs in bin/
 		$(BUILD) -o "bin/$$command" "./cmd/$$command"; \
 	done
 
+# All the scenarios on emulated processors would take hours: where this machine's
+# kernel will not do, a User-Mode Linux kernel is built once.
+test: export VPCPROXY_LAB := $(or $(VPCPROXY_LAB),fast)
+
 .PHONY: test
 test: setup test-unit test-netns ## all tests
 
