@@ -1,5 +1,10 @@
 // Command vpcproxyd is the node agent: on function hosts, on proxy nodes, and
 // as the controller, in any mix.
+//
+// Listeners for Multipath TCP, Go's default, know no TCP MD5 signatures, which
+// guard BGP sessions.
+//
+//go:debug multipathtcp=0
 package main
 
 import (

@@ -1,0 +1,275 @@
+package gobgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	api "github.com/osrg/gobgp/v3/api"
+
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
+)
+
+const (
+	// connectRetry is how long to wait before the next attempt to connect;
+	// the library draws up to twice that.
+	connectRetry = 2 * time.Second
+	// idleAfterReset is the pause after a session was ended by a
+	// notification.
+	idleAfterReset = 5 * time.Second
+	// targetDeferral bounds the wait for a peer's route targets before
+	// routes are sent to it.
+	targetDeferral = 5 * time.Second
+	// maxTTL is what GTSM sends with (RFC 5082 section 3).
+	maxTTL = 255
+)
+
+var families = []struct {
+	afi    api.Family_Afi
+	safi   api.Family_Safi
+	family bgp.Family
+}{
+	{api.Family_AFI_IP, api.Family_SAFI_MPLS_VPN, bgp.VPNv4},
+	{api.Family_AFI_IP6, api.Family_SAFI_MPLS_VPN, bgp.VPNv6},
+	{api.Family_AFI_IP, api.Family_SAFI_ROUTE_TARGET_CONSTRAINTS, bgp.RouteTargetRoute},
+}
+
+// SetNeighbors implements bgp.Speaker.
+func (s *Speaker) SetNeighbors(ctx context.Context, want bgp.Neighbors) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	wanted := map[netip.Addr]bgp.Peer{}
+	for _, p := range want.Peers {
+		wanted[p.Address] = p
+	}
+	for addr, have := range s.peers {
+		if wanted[addr] == have {
+			continue
+		}
+		if err := s.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: addr.String()}); err != nil {
+			errs = append(errs, fmt.Errorf("remove peer %s: %w", addr, err))
+			continue
+		}
+		delete(s.peers, addr)
+		s.heard.forget(addr)
+	}
+	errs = append(errs, s.setRanges(ctx, want.Ranges))
+	for _, p := range want.Peers {
+		if _, ok := s.peers[p.Address]; ok {
+			continue
+		}
+		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(p)}); err != nil {
+			errs = append(errs, fmt.Errorf("add peer %s: %w", p.Address, err))
+			continue
+		}
+		s.peers[p.Address] = p
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Speaker) setRanges(ctx context.Context, want []bgp.Range) error {
+	var errs []error
+	for prefix, have := range s.ranges {
+		if slices.Contains(want, have) {
+			continue
+		}
+		if err := s.server.DeleteDynamicNeighbor(ctx, &api.DeleteDynamicNeighborRequest{Prefix: prefix.String(), PeerGroup: groupName(have.Client)}); err != nil {
+			errs = append(errs, fmt.Errorf("remove neighbor range %s: %w", prefix, err))
+			continue
+		}
+		delete(s.ranges, prefix)
+	}
+	for _, r := range want {
+		if _, ok := s.ranges[r.Prefix]; ok {
+			continue
+		}
+		if !s.groups[r.Client] {
+			if err := s.server.AddPeerGroup(ctx, &api.AddPeerGroupRequest{PeerGroup: s.group(r.Client)}); err != nil {
+				errs = append(errs, fmt.Errorf("neighbor range %s: %w", r.Prefix, err))
+				continue
+			}
+			s.groups[r.Client] = true
+		}
+		err := s.server.AddDynamicNeighbor(ctx, &api.AddDynamicNeighborRequest{
+			DynamicNeighbor: &api.DynamicNeighbor{Prefix: r.Prefix.String(), PeerGroup: groupName(r.Client)},
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("neighbor range %s: %w", r.Prefix, err))
+			continue
+		}
+		s.ranges[r.Prefix] = r
+	}
+	return errors.Join(errs...)
+}
+
+func groupName(client bool) string {
+	if client {
+		return "clients"
+	}
+	return "neighbors"
+}
+
+func (s *Speaker) peer(p bgp.Peer) *api.Peer {
+	return &api.Peer{
+		Conf:   &api.PeerConf{NeighborAddress: p.Address.String(), PeerAsn: s.opts.ASN, AuthPassword: s.opts.Password},
+		Timers: s.timers(), AfiSafis: s.afiSafis(), GracefulRestart: s.gracefulRestart(), TtlSecurity: s.ttlSecurity(),
+		Transport:      &api.Transport{LocalAddress: s.local(), PassiveMode: p.Passive, RemotePort: uint32(s.opts.Port)},
+		RouteReflector: s.reflector(p.Client),
+	}
+}
+
+func (s *Speaker) group(client bool) *api.PeerGroup {
+	return &api.PeerGroup{
+		Conf:   &api.PeerGroupConf{PeerGroupName: groupName(client), PeerAsn: s.opts.ASN, AuthPassword: s.opts.Password},
+		Timers: s.timers(), AfiSafis: s.afiSafis(), GracefulRestart: s.gracefulRestart(), TtlSecurity: s.ttlSecurity(),
+		Transport:      &api.Transport{LocalAddress: s.local(), PassiveMode: true},
+		RouteReflector: s.reflector(client),
+	}
+}
+
+func (s *Speaker) local() string {
+	if s.opts.Local.IsValid() {
+		return s.opts.Local.String()
+	}
+	return ""
+}
+
+func (s *Speaker) reflector(client bool) *api.RouteReflector {
+	return &api.RouteReflector{RouteReflectorClient: client, RouteReflectorClusterId: s.opts.RouterID.String()}
+}
+
+func (s *Speaker) timers() *api.Timers {
+	hold := s.opts.HoldTime
+	return &api.Timers{Config: &api.TimersConfig{
+		ConnectRetry: uint64(connectRetry / time.Second), IdleHoldTimeAfterReset: uint64(idleAfterReset / time.Second),
+		// A third, as RFC 4271 section 10 suggests.
+		HoldTime: uint64(hold / time.Second), KeepaliveInterval: uint64(hold / 3 / time.Second),
+	}}
+}
+
+func (s *Speaker) afiSafis() []*api.AfiSafi {
+	var out []*api.AfiSafi
+	for _, f := range families {
+		family := &api.Family{Afi: f.afi, Safi: f.safi}
+		a := &api.AfiSafi{
+			Config:            &api.AfiSafiConfig{Family: family, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: s.opts.GracefulRestart > 0}},
+		}
+		if f.family == bgp.RouteTargetRoute {
+			a.RouteTargetMembership = &api.RouteTargetMembership{Config: &api.RouteTargetMembershipConfig{DeferralTime: uint32(targetDeferral / time.Second)}}
+		}
+		if s.opts.MaxPrefixes > 0 {
+			a.PrefixLimits = &api.PrefixLimit{Family: family, MaxPrefixes: s.opts.MaxPrefixes}
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func (s *Speaker) gracefulRestart() *api.GracefulRestart {
+	g := s.opts.GracefulRestart
+	if g == 0 {
+		return nil
+	}
+	return &api.GracefulRestart{
+		Enabled: true, RestartTime: uint32(g / time.Second),
+		// Updates wait for what the peers have to say, but not for so
+		// long that peers drop what they keep for us.
+		DeferralTime:    uint32(max(g/2/time.Second, 1)),
+		LocalRestarting: s.opts.Restarted && time.Since(s.started) < g,
+	}
+}
+
+func (s *Speaker) ttlSecurity() *api.TtlSecurity {
+	if s.opts.Hops == 0 {
+		return nil
+	}
+	return &api.TtlSecurity{Enabled: true, TtlMin: uint32(maxTTL - s.opts.Hops + 1)}
+}
+
+// restrict makes the library refuse routes to attachments from those who are
+// not to announce any. It must be there before the first peer: a refused route
+// that was chosen before would hide a good one from everybody behind us.
+func (s *Speaker) restrict(ctx context.Context) error {
+	if len(s.opts.Announcers) == 0 {
+		return nil
+	}
+	const announcers, attachments, name = "announcers", "attachments", "import"
+	ranges := make([]string, len(s.opts.Announcers))
+	for i, p := range s.opts.Announcers {
+		ranges[i] = p.String()
+	}
+	for _, set := range []*api.DefinedSet{
+		{DefinedType: api.DefinedType_NEIGHBOR, Name: announcers, List: ranges},
+		{DefinedType: api.DefinedType_EXT_COMMUNITY, Name: attachments, List: []string{`rt:^[0-9]+:[0-9]+$`}},
+	} {
+		if err := s.server.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: set}); err != nil {
+			return fmt.Errorf("import policy: %w", err)
+		}
+	}
+	policy := &api.Policy{Name: name, Statements: []*api.Statement{{
+		Name: name,
+		Conditions: &api.Conditions{
+			NeighborSet:     &api.MatchSet{Type: api.MatchSet_INVERT, Name: announcers},
+			ExtCommunitySet: &api.MatchSet{Type: api.MatchSet_ANY, Name: attachments},
+		},
+		Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
+	}}}
+	if err := s.server.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
+		return fmt.Errorf("import policy: %w", err)
+	}
+	err := s.server.AddPolicyAssignment(ctx, &api.AddPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+		Name: "global", Direction: api.PolicyDirection_IMPORT, Policies: []*api.Policy{policy}, DefaultAction: api.RouteAction_ACCEPT,
+	}})
+	if err != nil {
+		return fmt.Errorf("import policy: %w", err)
+	}
+	return nil
+}
+
+// Status implements bgp.Speaker.
+func (s *Speaker) Status(ctx context.Context) ([]bgp.PeerStatus, error) {
+	select {
+	case <-s.ready:
+	default:
+		return nil, nil
+	}
+	s.mu.Lock()
+	configured := make(map[netip.Addr]bool, len(s.peers))
+	for addr := range s.peers {
+		configured[addr] = true
+	}
+	s.mu.Unlock()
+	now := time.Now()
+	var out []bgp.PeerStatus
+	err := s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+		addr, err := netip.ParseAddr(p.State.GetNeighborAddress())
+		if err != nil {
+			return
+		}
+		heard := s.heard.of(addr)
+		st := bgp.PeerStatus{
+			Address: addr, Dynamic: !configured[addr], Client: p.RouteReflector.GetRouteReflectorClient(),
+			State:       strings.ToLower(p.State.SessionState.String()),
+			Established: p.State.SessionState == api.PeerState_ESTABLISHED,
+			Synced:      heard.synced(now), Since: heard.since, Flaps: p.State.Flops,
+		}
+		st.RouterID, _ = netip.ParseAddr(p.State.RouterId)
+		for _, a := range p.AfiSafis {
+			f := a.State.GetFamily()
+			for _, known := range families {
+				if f.GetAfi() == known.afi && f.GetSafi() == known.safi {
+					st.Families = append(st.Families, bgp.FamilyStatus{Family: known.family, Received: a.State.Received})
+				}
+			}
+		}
+		out = append(out, st)
+	})
+	slices.SortFunc(out, func(a, b bgp.PeerStatus) int { return a.Address.Compare(b.Address) })
+	return out, err
+}
