@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 
 	"github.com/vpcproxy/vpcproxy/internal/api/transport"
@@ -23,14 +22,8 @@ func newController(cfg *config.Config, version string, log *slog.Logger) (Task, 
 	listen := []transport.Address{socket}
 	var creds *pki.Credentials
 	if cfg.Controller.Listen != "" {
-		host, port, err := net.SplitHostPort(cfg.Controller.Listen)
-		if err != nil {
-			return nil, fmt.Errorf("controller.listen: %w", err)
-		}
-		if host == "" {
-			host = "0.0.0.0"
-		}
-		tcp, err := transport.ParseAddress("https://" + net.JoinHostPort(host, port))
+		// No host means every address, of both families.
+		tcp, err := transport.ParseAddress("https://" + cfg.Controller.Listen)
 		if err != nil {
 			return nil, fmt.Errorf("controller.listen: %w", err)
 		}
