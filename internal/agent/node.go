@@ -20,6 +20,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/pki"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/source"
+	"github.com/vpcproxy/vpcproxy/pkg/nat/ipmasq"
 )
 
 // intentSource is where the node's intent comes from.
@@ -41,6 +42,7 @@ type nodeTask struct {
 	source  intentSource
 	follow  *source.Controller // source, if that is a controller
 	socket  *transport.Listener
+	masq    *ipmasq.Follower // nil without nat.masq.config
 }
 
 // buildNode adds the task that keeps this machine's kernel.
@@ -73,6 +75,10 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	t.gate = source.NewGate(filepath.Join(a.cfg.StateDirectory, "intent.json"), a.log, t.node.SetIntent)
 	if err := t.choose(); err != nil {
 		return err
+	}
+	if q := a.cfg.NAT.Masq; q.Config != "" {
+		t.masq = ipmasq.NewFollower(q.Config, filepath.Join(a.cfg.StateDirectory, "ip-masq-agent"),
+			ipmasq.Options{IPv6: q.IPv6, AllReserved: q.AllReserved}, a.log, t.node.SetMasquerade)
 	}
 	m.follow(t)
 	address, err := transport.ParseAddress("unix://" + a.cfg.Socket)
@@ -125,6 +131,9 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	} else if restored {
 		t.log.Info("last intent restored", "revision", t.gate.Accepted().Revision)
 	}
+	if t.masq != nil {
+		t.masq.Load() // before anything is compared with what it says
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var (
@@ -145,6 +154,9 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	run(t.source.Run)
 	run(t.node.Run)
 	run(t.serve)
+	if t.masq != nil {
+		run(t.masq.Run)
+	}
 	tasks.Wait()
 	return errors.Join(errs...)
 }

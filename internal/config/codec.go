@@ -157,6 +157,18 @@ func parseNumber(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
+func boolean(field func(*Config) *bool) codec {
+	c := scalar("true|false", field, func(s string) (bool, error) {
+		if _, err := oneOf("true", "false")(s); err != nil {
+			return false, err
+		}
+		return s == "true", nil
+	}, strconv.FormatBool)
+	// false is a value, not "unset".
+	c.get = func(c *Config) []string { return []string{strconv.FormatBool(*field(c))} }
+	return c
+}
+
 func duration(field func(*Config) *time.Duration) codec {
 	return scalar("duration", field, func(s string) (time.Duration, error) {
 		d, err := time.ParseDuration(s)

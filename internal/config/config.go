@@ -83,9 +83,17 @@ type TLS struct {
 	Directory string
 }
 
-// NAT is about iptables.
+// NAT is about address translation.
 type NAT struct {
 	IPTables string // auto, nft or legacy
+	Masq     Masq
+}
+
+// Masq is about masquerading what is no attachment's, as ip-masq-agent does.
+type Masq struct {
+	Config      string // ip-masq-agent's configuration file; "": not done
+	IPv6        bool
+	AllReserved bool
 }
 
 // Steering is the numbers that pod traffic is steered with.

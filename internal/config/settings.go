@@ -61,6 +61,12 @@ var settings = []setting{
 
 	{"nat.iptables", "auto", "Which iptables to program: nft, legacy, or auto to use the one in which this host already has rules.",
 		enum(func(c *Config) *string { return &c.NAT.IPTables }, "auto", "nft", "legacy")},
+	{"nat.masq.config", "", "Configuration file of ip-masq-agent, such as /etc/config/ip-masq-agent, to do that program's work with. A file that does not exist means its defaults. Left out, pods are masqueraded toward attachments only. Role function.",
+		text("path", func(c *Config) *string { return &c.NAT.Masq.Config })},
+	{"nat.masq.ipv6", "false", "Masquerade IPv6 as well, as ip-masq-agent's --enable-ipv6.",
+		boolean(func(c *Config) *bool { return &c.NAT.Masq.IPv6 })},
+	{"nat.masq.allReserved", "false", "Count all ranges that RFCs reserve among the defaults of nonMasqueradeCIDRs, as ip-masq-agent's --nomasq-all-reserved-ranges.",
+		boolean(func(c *Config) *bool { return &c.NAT.Masq.AllReserved })},
 	{"steering.markMask", "0x3fff", "Bits of the packet mark that are ours on function hosts; other software must not set them. An attachment takes one value.",
 		mask(func(c *Config) *uint32 { return &c.Steering.MarkMask })},
 	{"steering.rulePriority", "17600", "Priority of our policy rules, 1 to 32765.",

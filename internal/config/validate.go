@@ -201,6 +201,7 @@ func (c *checker) paths() {
 		{"etcd.directory", c.Etcd.Directory, false, false},
 		{"etcd.tls.directory", c.Etcd.TLS.Directory, false, false},
 		{"stateDirectory", c.StateDirectory, true, false},
+		{"nat.masq.config", c.NAT.Masq.Config, false, false},
 		{"socket", c.Socket, true, true},
 		{"controller.socket", c.Controller.Socket, true, true},
 	} {
@@ -226,6 +227,11 @@ func (c *checker) rest() {
 	}
 	if c.Metrics.Address != "" {
 		c.listenAddress("metrics.address", c.Metrics.Address)
+	}
+	if m := c.NAT.Masq; m.Config == "" && (m.IPv6 || m.AllReserved) {
+		c.fail("nat.masq.config", "is left out, so that nat.masq.ipv6 and nat.masq.allReserved do nothing; name ip-masq-agent's configuration file")
+	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
+		c.fail("nat.masq.config", "is for the role function; leave it out")
 	}
 	for _, e := range []struct{ key, value string }{{"nat.iptables", c.NAT.IPTables}, {"log.format", c.Log.Format}} {
 		if e.value == "" {

@@ -173,10 +173,12 @@ type NATKey struct {
 
 // NAT is all that our iptables chains in one namespace hold.
 type NAT struct {
-	SNAT    []SNAT    // tried in order; the first match decides
-	Clamp   []Clamp   // TCP MSS, for SYN packets of both directions
-	Forward []Forward // who may open connections through this namespace
-	Guarded []string  // links (patterns as in LinkPattern) from which no new connection is accepted, neither to this machine nor through it, unless Forward allows it
+	SNAT []SNAT // tried in order; the first match decides
+	// Masquerade comes after the rules of others, and after SNAT.
+	Masquerade []Masquerade
+	Clamp      []Clamp   // TCP MSS, for SYN packets of both directions
+	Forward    []Forward // who may open connections through this namespace
+	Guarded    []string  // links (patterns as in LinkPattern) from which no new connection is accepted, neither to this machine nor through it, unless Forward allows it
 }
 
 // SNAT rewrites the source of connections that leave by a link. Ports are
@@ -186,6 +188,14 @@ type SNAT struct {
 	To     netip.Addr   // the new source; zero means MASQUERADE
 	IPv6   bool         // family, for MASQUERADE; otherwise To decides
 	Except []netip.Addr // sources that stay as they are
+}
+
+// Masquerade hides the sources of one address family behind the primary address
+// of whatever link they leave by, as ip-masq-agent does. Packets to this
+// machine's own addresses are never touched. Ports are chosen fully at random.
+type Masquerade struct {
+	IPv6 bool
+	Keep []netip.Prefix // destinations toward which the source stays
 }
 
 // Clamp limits the MSS of TCP connections through a link, both directions.

@@ -53,6 +53,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		Rules:      route.NewRules(o.Host),
 		Steers:     route.NewSteers(tables, o.Host),
 	}
+	k.NATSurvey = func() nat.Survey { return rules.Survey("") }
 	if rules.Mode() == iptables.Legacy {
 		k.NATDrifted = (&legacyWatch{rules: rules, namespaces: own}).drifted
 	}

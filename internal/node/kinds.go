@@ -27,6 +27,9 @@ type Kinds struct {
 	// NATDrifted tells, cheaply, whether address translation may have
 	// changed since it was asked last. Nil where the kernel has events.
 	NATDrifted func(context.Context) bool
+	// NATSurvey tells what was found beside our rules of the agent's own
+	// namespace. Nil if the backend cannot tell.
+	NATSurvey func() nat.Survey
 }
 
 // stages puts the kinds in the order in which they are made; breaking goes in

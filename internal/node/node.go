@@ -61,6 +61,9 @@ type Node struct {
 	watching   map[string]bool
 	synced     bool // the agent's own namespace is watched
 	totals     map[string]Totals
+	masquerade []desired.Masquerade
+	masqFault  string   // why masquerade is not what its file says
+	notices    []string // what the NAT backend has found beside our rules
 }
 
 // New returns a Node that Run starts.
@@ -91,6 +94,15 @@ func (n *Node) Ready() <-chan struct{} { return n.loop.Ready() }
 func (n *Node) SetIntent(set *intent.Set) {
 	n.mu.Lock()
 	n.set = set
+	n.mu.Unlock()
+	n.replan()
+}
+
+// SetMasquerade replaces the rules that hide pods from what is no attachment,
+// and what is wrong with their configuration ("" if nothing).
+func (n *Node) SetMasquerade(rules []desired.Masquerade, problem string) {
+	n.mu.Lock()
+	n.masquerade, n.masqFault = rules, problem
 	n.mu.Unlock()
 	n.replan()
 }
@@ -140,7 +152,7 @@ func (n *Node) planner(ctx context.Context, tasks *sync.WaitGroup) {
 
 func (n *Node) plan(ctx context.Context, tasks *sync.WaitGroup) error {
 	n.mu.Lock()
-	set := n.set
+	set, masquerade := n.set, n.masquerade
 	n.mu.Unlock()
 	if set == nil {
 		return nil
@@ -154,6 +166,7 @@ func (n *Node) plan(ctx context.Context, tasks *sync.WaitGroup) error {
 		n.fail(ctx, fmt.Errorf("facts: %w", err))
 		return err
 	}
+	seen.Masquerade = masquerade
 	n.followNamespaces(ctx, tasks)
 	n.take(set, seen.Interfaces, plan.Build(n.opts.Name, set, seen, n.opts.Plan))
 	return nil
@@ -308,6 +321,7 @@ func (n *Node) poll(ctx context.Context) {
 // namespace, or moved an interface, changes the facts.
 func (n *Node) ObservePass(p reconcile.Pass) {
 	n.count(p)
+	n.survey()
 	if p.Writes() > 0 {
 		n.replan()
 	}

@@ -40,7 +40,7 @@ func (n *Node) Status() Status {
 	loop := n.loop.Status()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s := Status{Loop: loop, Problems: n.current.Problems, Interfaces: n.interfaces}
+	s := Status{Loop: loop, Problems: slices.Concat(n.current.Problems, n.nodeProblems()), Interfaces: n.interfaces}
 	if n.problem != nil {
 		s.Problem = n.problem.Error()
 	}

@@ -30,6 +30,8 @@ type Facts struct {
 	// Interfaces are the links that could be an ENI, of the agent's own
 	// namespace and of those that are ours.
 	Interfaces []Interface
+	// Masquerade is what nat.masq asks for, whatever attachments there are.
+	Masquerade []desired.Masquerade
 	// ForeignTunnels are GRE tunnels of others that share our underlay
 	// address; their peers must stay admitted.
 	ForeignTunnels []Tunnel
@@ -121,6 +123,7 @@ func Build(node string, set *intent.Set, facts Facts, cfg Config) Plan {
 	if b.self != nil {
 		b.build()
 	}
+	b.masquerade()
 	b.plan.State = b.state
 	slices.SortFunc(b.plan.Footprints, func(x, y Footprint) int { return strings.Compare(x.Attachment, y.Attachment) })
 	return b.plan
@@ -155,6 +158,16 @@ func (b *builder) build() {
 	b.proxy(served)
 	b.elections(served)
 	b.foreignPeers()
+}
+
+// masquerade adds what hides pods from the rest of the world.
+func (b *builder) masquerade() {
+	if len(b.facts.Masquerade) == 0 {
+		return
+	}
+	n := b.state.NAT[desired.NATKey{}]
+	n.Masquerade = b.facts.Masquerade
+	b.state.NAT[desired.NATKey{}] = n
 }
 
 // mtu returns the inner MTU of a tunnel.

@@ -35,6 +35,7 @@ func Render(n desired.NAT) RuleSet {
 	for _, f := range []Family{IPv4, IPv6} {
 		for c, rules := range map[Chain][]Rule{
 			Postrouting: translate(n.SNAT, f),
+			Masq:        masquerade(n.Masquerade, f),
 			MSS:         clamp(n.Clamp, f),
 			Input:       input(n.Guarded, f),
 			Forward:     forward(n, f),
@@ -80,6 +81,24 @@ func translate(snats []desired.SNAT, f Family) []Rule {
 			r.Action, r.To = SNAT, s.To.Unmap()
 		}
 		rules = append(rules, r)
+	}
+	return rules
+}
+
+func masquerade(all []desired.Masquerade, f Family) []Rule {
+	var rules []Rule
+	for _, m := range all {
+		if m.IPv6 != (f == IPv6) {
+			continue
+		}
+		for _, p := range m.Keep {
+			r := Rule{Action: Return}
+			if p.Bits() > 0 { // iptables does not print a match of everything
+				r.Dest = p
+			}
+			rules = append(rules, r)
+		}
+		rules = append(rules, Rule{Action: Masquerade})
 	}
 	return rules
 }

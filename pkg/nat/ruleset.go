@@ -42,7 +42,8 @@ type Chain string
 // The chains, in the order in which they are written: translation stands before
 // the filter lets anything through.
 const (
-	Postrouting Chain = "VPCPROXY-POSTROUTING" // source NAT
+	Postrouting Chain = "VPCPROXY-POSTROUTING" // source NAT of attachments
+	Masq        Chain = "VPCPROXY-MASQ"        // masquerade of all else
 	MSS         Chain = "VPCPROXY-MSS"         // of forwarded SYNs
 	Input       Chain = "VPCPROXY-INPUT"       // to this machine
 	Forward     Chain = "VPCPROXY-FORWARD"     // through this machine
@@ -52,7 +53,7 @@ const (
 const ChainPrefix = "VPCPROXY-"
 
 // Chains lists all chains in writing order.
-func Chains() []Chain { return []Chain{Postrouting, MSS, Input, Forward} }
+func Chains() []Chain { return []Chain{Postrouting, Masq, MSS, Input, Forward} }
 
 // Key identifies a chain in one family.
 type Key struct {
@@ -104,7 +105,7 @@ func (s RuleSet) Commands() []string {
 		for _, r := range rules {
 			out = append(out, fmt.Sprintf("%s -A %s %s", prefix, k.Chain, r))
 		}
-		out = append(out, fmt.Sprintf("%s -I %s %s", prefix, p.Hook, p.Jump(k.Chain)))
+		out = append(out, fmt.Sprintf("%s %s %s %s", prefix, p.option(), p.Hook, p.Jump(k.Chain)))
 	}
 	return out
 }
@@ -131,27 +132,47 @@ type Place struct {
 	Table   string
 	Hook    string // built-in chain
 	Comment string
+	// Match restricts which packets are passed to the chain.
+	Match string
+	// Last puts the jump after the rules of others instead of before them.
+	Last bool
+}
+
+func (p Place) option() string {
+	if p.Last {
+		return "-A"
+	}
+	return "-I"
 }
 
 // Jump returns the rule that calls the chain.
 func (p Place) Jump(c Chain) string {
-	return fmt.Sprintf("-m comment --comment %q -j %s", p.Comment, c)
+	match := ""
+	if p.Match != "" {
+		match = p.Match + " "
+	}
+	return fmt.Sprintf("%s-m comment --comment %q -j %s", match, p.Comment, c)
 }
 
 // Place returns the place of a chain of Chains, and the zero Place for others.
 func (c Chain) Place() Place {
 	switch c {
 	case Postrouting:
-		return Place{"nat", "POSTROUTING", "vpcproxy: source NAT"}
+		return Place{Table: "nat", Hook: "POSTROUTING", Comment: "vpcproxy: source NAT"}
+	case Masq:
+		return Place{Table: "nat", Hook: "POSTROUTING", Comment: "vpcproxy: masquerade", Match: NotToThisMachine, Last: true}
 	case MSS:
-		return Place{"mangle", "FORWARD", "vpcproxy: TCP segment size"}
+		return Place{Table: "mangle", Hook: "FORWARD", Comment: "vpcproxy: TCP segment size"}
 	case Input:
-		return Place{"filter", "INPUT", "vpcproxy: guarded links"}
+		return Place{Table: "filter", Hook: "INPUT", Comment: "vpcproxy: guarded links"}
 	case Forward:
-		return Place{"filter", "FORWARD", "vpcproxy: guarded links"}
+		return Place{Table: "filter", Hook: "FORWARD", Comment: "vpcproxy: guarded links"}
 	}
 	return Place{}
 }
+
+// NotToThisMachine matches packets to addresses that are not this machine's.
+const NotToThisMachine = "-m addrtype ! --dst-type LOCAL"
 
 // State selects packets by what conntrack knows of them.
 type State string
@@ -170,6 +191,7 @@ type Action string
 const (
 	Accept     Action = "ACCEPT"
 	Drop       Action = "DROP"
+	Return     Action = "RETURN"     // to the rules of others
 	SNAT       Action = "SNAT"       // to Rule.To
 	Masquerade Action = "MASQUERADE" // to the out link's primary address
 	SetMSS     Action = "SETMSS"     // to Rule.MSS, if it is higher
@@ -177,7 +199,7 @@ const (
 )
 
 // Actions lists all actions.
-func Actions() []Action { return []Action{Accept, Drop, SNAT, Masquerade, SetMSS, ClampMSS} }
+func Actions() []Action { return []Action{Accept, Drop, Return, SNAT, Masquerade, SetMSS, ClampMSS} }
 
 // Reason says why a packet was dropped.
 type Reason string
@@ -195,6 +217,7 @@ func Reasons() []Reason { return []Reason{InboundUserVPC, InvalidPacket, NoSourc
 // Rule is one rule. Zero fields match everything.
 type Rule struct {
 	Source  netip.Addr
+	Dest    netip.Prefix
 	In, Out LinkPattern
 	SYN     bool  // TCP segments with SYN and without RST
 	ICMPv6  uint8 // ICMPv6 type
@@ -217,6 +240,9 @@ func (r Rule) String() string {
 	opt := func(format string, args ...any) { fmt.Fprintf(&b, format+" ", args...) }
 	if r.Source.IsValid() {
 		opt("-s %s/%d", r.Source, r.Source.BitLen())
+	}
+	if r.Dest.IsValid() {
+		opt("-d %s", r.Dest)
 	}
 	if r.In != "" {
 		opt("-i %s", r.In)
@@ -270,9 +296,10 @@ const (
 )
 
 // Check refuses a rule that must not reach a firewall: one that matches more
-// than a link of ours, or whose values another program might read as something
-// else.
-func (r Rule) Check(f Family) error {
+// than a link of ours (but for Masq, which is for all), or whose values another
+// program might read as something else.
+func (r Rule) Check(k Key) error {
+	f := k.Family
 	var errs []error
 	for _, l := range []LinkPattern{r.In, r.Out} {
 		errs = append(errs, l.check())
@@ -284,7 +311,7 @@ func (r Rule) Check(f Family) error {
 		}
 		fallthrough
 	case Masquerade:
-		if r.Out == "" {
+		if r.Out == "" && k.Chain != Masq {
 			errs = append(errs, errors.New("source NAT needs an out link"))
 		}
 	case SetMSS:
@@ -295,7 +322,10 @@ func (r Rule) Check(f Family) error {
 	if !slices.Contains(Actions(), r.Action) {
 		errs = append(errs, fmt.Errorf("there is no action %q", r.Action))
 	}
-	if r.In == "" && r.Out == "" {
+	if r.Dest.IsValid() && (r.Dest != r.Dest.Masked() || r.Dest.Addr().Is4() != (f == IPv4) || r.Dest.Addr().Is4In6()) {
+		errs = append(errs, fmt.Errorf("destination %s is no %s range", r.Dest, f))
+	}
+	if r.In == "" && r.Out == "" && k.Chain != Masq {
 		errs = append(errs, errors.New("a rule needs a link"))
 	}
 	return errors.Join(errs...)
@@ -306,7 +336,7 @@ func (s RuleSet) Check() error {
 	var errs []error
 	for _, k := range Keys() {
 		for i, r := range s.Rules[k] {
-			if err := r.Check(k.Family); err != nil {
+			if err := r.Check(k); err != nil {
 				errs = append(errs, fmt.Errorf("%s rule %d of %s: %w", k.Family, i+1, k.Chain, err))
 			}
 		}

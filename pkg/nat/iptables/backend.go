@@ -101,7 +101,7 @@ func (b *Backend) writeFamily(ctx context.Context, netns string, f nat.Family, w
 		}
 	}
 	if f == nat.IPv6 && !hasIPv6() {
-		if _, ok := chains[nat.Postrouting]; ok {
+		if len(chains[nat.Postrouting])+len(chains[nat.Masq]) > 0 {
 			return errors.New("IPv6 source NAT is wanted, but the kernel has no IPv6 here; enable it or use IPv4 addresses")
 		}
 		return nil

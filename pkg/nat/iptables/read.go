@@ -41,6 +41,7 @@ type finding struct {
 	rules  map[nat.Key][]nat.Rule
 	faults map[nat.Key]fault
 	strays []string
+	agents []nat.MasqAgent
 	noIPv6 bool
 }
 
@@ -90,9 +91,7 @@ func (b *Backend) find(ctx context.Context, netns string) (finding, error) {
 		}
 		f.add(family, v)
 	}
-	if stampErr == nil {
-		b.seen.put(netns, now, f)
-	}
+	b.seen.put(netns, now, stampErr == nil, f)
 	return f, nil
 }
 
@@ -109,6 +108,8 @@ func (b *Backend) knowsNothingOf(netns string) bool {
 
 // add notes what one family's tables hold.
 func (f *finding) add(family nat.Family, v view) {
+	f.agents = append(f.agents, masqAgents(family, v.inUse)...)
+	f.agents = append(f.agents, masqAgents(family, v.other)...)
 	for i := range v.inUse {
 		t := &v.inUse[i]
 		for _, name := range t.chains {
@@ -144,23 +145,31 @@ type seen struct {
 
 type stamped struct {
 	stamp stamp
+	known bool // the stamp is one
 	finding
 }
 
 func (s *seen) get(netns string, now stamp) (finding, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last, ok := s.by[netns]
-	return last.finding, ok && last.stamp == now
+	last := s.by[netns]
+	return last.finding, last.known && last.stamp == now
 }
 
-func (s *seen) put(netns string, now stamp, f finding) {
+// last returns what was found last, which may have changed since.
+func (s *seen) last(netns string) finding {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.by[netns].finding
+}
+
+func (s *seen) put(netns string, now stamp, known bool, f finding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.by == nil {
 		s.by = map[string]stamped{}
 	}
-	s.by[netns] = stamped{now, f}
+	s.by[netns] = stamped{now, known, f}
 }
 
 func (s *seen) forget(netns string) {

@@ -81,6 +81,8 @@ func readWords(words []string) (nat.Rule, bool) {
 		switch words[i] {
 		case "-s":
 			r.Source, ok = address(arg)
+		case "-d":
+			r.Dest, ok = prefix(arg)
 		case "-i":
 			r.In = nat.LinkPattern(arg)
 		case "-o":
@@ -124,6 +126,11 @@ func readWords(words []string) (nat.Rule, bool) {
 func address(s string) (netip.Addr, bool) {
 	p, err := netip.ParsePrefix(s)
 	return p.Addr(), err == nil && p.IsSingleIP()
+}
+
+func prefix(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	return p, err == nil
 }
 
 func plainAddress(s string) (netip.Addr, bool) {

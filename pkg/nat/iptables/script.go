@@ -78,6 +78,10 @@ func (e *edit) place(t *table, c nat.Chain, want []nat.Rule, move func(c nat.Cha
 		e.unjump = append(e.unjump, fmt.Sprintf("-D %s %s", j.chain, j.spec))
 	}
 	p := c.Place()
+	if p.Last {
+		e.jump = append(e.jump, fmt.Sprintf("-A %s %s", p.Hook, p.Jump(c)))
+		return
+	}
 	e.jump = append(e.jump, fmt.Sprintf("-I %s 1 %s", p.Hook, p.Jump(c)))
 }
 
@@ -155,6 +159,9 @@ func findFault(t *table, c nat.Chain) fault {
 	j := js[0]
 	if want := split(p.Jump(c)); j.chain != p.Hook || !slices.Equal(split(j.spec), want) {
 		return fault{text: fmt.Sprintf("jump to %s is \"%s %s\", not \"%s %s\"", c, j.chain, j.spec, p.Hook, p.Jump(c))}
+	}
+	if p.Last {
+		return fault{} // the rules of others come first, as they should
 	}
 	if spec := shadowing(t, c, j.index); spec != "" {
 		return fault{text: fmt.Sprintf("%s comes after %q of %s", c, spec, p.Hook), shadow: spec}

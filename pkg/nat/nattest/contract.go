@@ -51,7 +51,32 @@ func Samples() map[string]desired.NAT {
 		},
 		"proxy without ENI": {Guarded: []string{"vpx-c1"}},
 		"translation only":  {SNAT: []desired.SNAT{{Out: "eth1", To: vpc.gate4}}},
+		"masquerade only":   {Masquerade: keeping(pods4, pods6, everything6)},
+		"function host that masquerades": {
+			SNAT:       []desired.SNAT{{Out: "vpx-+", To: tunnel, Except: []netip.Addr{tunnel}}},
+			Masquerade: keeping(pods4, pods6),
+			Forward:    []desired.Forward{{Out: "vpx-+"}},
+			Guarded:    []string{"vpx-+"},
+		},
 	}
+}
+
+// Ranges that are not masqueraded toward.
+var (
+	pods4       = netip.MustParsePrefix("10.244.0.0/16")
+	pods6       = netip.MustParsePrefix("fd00:1::/64")
+	vpc4        = netip.MustParsePrefix("172.16.101.0/24")
+	everything6 = netip.MustParsePrefix("::/0")
+)
+
+// keeping masquerades but toward some ranges.
+func keeping(keep ...netip.Prefix) []desired.Masquerade {
+	m := []desired.Masquerade{{}, {IPv6: true}}
+	for _, p := range keep {
+		i := map[bool]int{true: 1}[p.Addr().Is6()]
+		m[i].Keep = append(m[i].Keep, p)
+	}
+	return m
 }
 
 // Run checks a backend. It needs the right to make network namespaces and to
@@ -71,6 +96,7 @@ func Run(t *testing.T, h Harness) {
 			{"is a kind", isKind},
 			{"refuses what it cannot write", refuses},
 			{"function host", functionHost},
+			{"masquerades", masquerades},
 			{"proxy", proxy},
 			{"clamps segment sizes", clamps},
 			{"replaces rules under traffic", replacesUnderTraffic},
@@ -135,7 +161,8 @@ func remove(t *testing.T, b nat.Backend) {
 // readsBack goes from one sample to another, so that chains come, change and go.
 func readsBack(t *testing.T, _ Harness, b nat.Backend) {
 	samples := Samples()
-	order := []string{"function host", "proxy with HaVip", "lone proxy", "proxy without ENI", "translation only", "proxy with HaVip", "translation only", "function host"}
+	order := []string{"function host", "proxy with HaVip", "lone proxy", "proxy without ENI", "translation only", "proxy with HaVip", "masquerade only",
+		"translation only", "function host that masquerades", "function host"}
 	for i, name := range order {
 		write(t, b, samples[name])
 		if i > 0 {
@@ -237,7 +264,7 @@ func refuses(t *testing.T, h Harness, b nat.Backend) {
 func leavesForeign(t *testing.T, h Harness, b nat.Backend) {
 	h.Shell(t, Netns, h.Foreign)
 	before := h.Shell(t, Netns, h.Dump)
-	for _, name := range []string{"function host", "proxy with HaVip", ""} {
+	for _, name := range []string{"function host that masquerades", "proxy with HaVip", ""} {
 		write(t, b, Samples()[name])
 		if got := h.Shell(t, Netns, h.Dump); got != before {
 			t.Fatalf("foreign rules changed from\n%s\nto\n%s", before, got)
@@ -246,7 +273,9 @@ func leavesForeign(t *testing.T, h Harness, b nat.Backend) {
 }
 
 func repairs(t *testing.T, h Harness, b nat.Backend) {
-	want := write(t, b, Samples()["proxy with HaVip"])
+	all := Samples()["proxy with HaVip"]
+	all.Masquerade = keeping(pods4, pods6)
+	want := write(t, b, all)
 	for _, f := range h.Faults {
 		t.Run(f.Name, func(t *testing.T) {
 			h.Shell(t, Netns, f.Script)

@@ -45,6 +45,32 @@ func functionHost(t *testing.T, h Harness, b nat.Backend) {
 	}
 }
 
+// masquerades hides pods toward what is no attachment.
+func masquerades(t *testing.T, h Harness, b nat.Backend) {
+	far := serve(t, h.Host, peer1.name, peer1.v4)
+	out, out6 := serve(t, h.Host, vpc.name, vpc.v4), serve(t, h.Host, vpc.name, vpc.v6)
+	inside, inside6 := serve(t, h.Host, pod.name, pod.v4), serve(t, h.Host, pod.name, pod.v6)
+	here := serve(t, h.Host, Netns, pod.gate4)
+
+	n := Samples()["function host that masquerades"]
+	write(t, b, n)
+	wantSource(t, h.Host, pod, out, vpc.gate4)
+	wantSource(t, h.Host, pod, out6, vpc.gate6)
+	wantSource(t, h.Host, pod, here, pod.v4)
+	wantSource(t, h.Host, vpc, inside, vpc.v4)
+	wantSource(t, h.Host, vpc, inside6, vpc.v6)
+	// Attachments come first.
+	wantSource(t, h.Host, pod, far, peer1.gate4)
+
+	n.Masquerade = keeping(vpc4, everything6)
+	write(t, b, n)
+	wantSource(t, h.Host, pod, out, pod.v4)
+	wantSource(t, h.Host, pod, out6, pod.v6)
+	wantSource(t, h.Host, vpc, inside, pod.gate4)
+	wantSource(t, h.Host, vpc, inside6, vpc.v6)
+	wantSource(t, h.Host, pod, far, peer1.gate4)
+}
+
 func proxy(t *testing.T, h Harness, b nat.Backend) {
 	far, far6 := serve(t, h.Host, vpc.name, vpc.v4), serve(t, h.Host, vpc.name, vpc.v6)
 	fromVPC := []netip.AddrPort{
