@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
 
 // metrics is what Prometheus sees. Labels are bounded: kinds of objects and
@@ -88,6 +89,7 @@ func (m *metrics) follow(t *nodeTask) {
 	gauge("vpcproxy_intent_connected", "1 if intent is being followed, 0 if the last one is kept.", func() float64 { return flag(t.source.Problem() == nil) })
 	gauge("vpcproxy_intent_held", "1 if an intent is held back because too many attachments vanished from it.", func() float64 { return flag(t.gate.Held() != "") })
 	gauge("vpcproxy_intent_revision", "Revision of the intent that is wholly in the kernel.", func() float64 { return float64(t.node.Status().Revision) })
+	m.neighbors(t)
 	gauge("vpcproxy_attachments_not_ready", "Attachments of this node that are not wholly in place.", func() float64 {
 		n := 0
 		for _, a := range t.node.Status().Attachments {
@@ -97,6 +99,30 @@ func (m *metrics) follow(t *nodeTask) {
 		}
 		return float64(n)
 	})
+}
+
+// neighbors adds what happens to neighbors that are made on demand.
+func (m *metrics) neighbors(t *nodeTask) {
+	counter := func(outcome string, value func(tunnel.ResponderStats) uint64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "vpcproxy_neighbor_requests_total", Help: "Neighbors that the kernel asked for: answered, unknown to us, or not taken by the kernel.",
+			ConstLabels: prometheus.Labels{"outcome": outcome},
+		}, func() float64 { return float64(value(t.node.Neighbors())) }))
+	}
+	counter("answered", func(s tunnel.ResponderStats) uint64 { return s.Answered })
+	counter("unknown", func(s tunnel.ResponderStats) uint64 { return s.Unknown })
+	counter("failed", func(s tunnel.ResponderStats) uint64 { return s.Failed })
+	removed := func(reason string, value func(tunnel.ResponderStats) uint64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "vpcproxy_neighbors_removed_total", Help: "Neighbor entries removed because they were unused, or unknown in a flood.",
+			ConstLabels: prometheus.Labels{"reason": reason},
+		}, func() float64 { return float64(value(t.node.Neighbors())) }))
+	}
+	removed("unused", func(s tunnel.ResponderStats) uint64 { return s.Aged })
+	removed("flood", func(s tunnel.ResponderStats) uint64 { return s.Cleared })
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "vpcproxy_neighbors_on_demand", Help: "Neighbor entries that were made on demand.",
+	}, func() float64 { return float64(t.node.Neighbors().Present) }))
 }
 
 // metricsServer serves /metrics.

@@ -53,7 +53,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	}
 	a.close = append(a.close, host.Close)
 	t := &nodeTask{cfg: a.cfg, log: a.log, version: a.version, host: host}
-	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, IPTables: a.cfg.NAT.IPTables, Log: a.log})
+	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, IPTables: a.cfg.NAT.IPTables, NeighborAge: a.cfg.Tunnel.NeighborAge, Log: a.log})
 	if err != nil {
 		return err
 	}
@@ -63,6 +63,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Kinds: kinds,
 		Plan: plan.Config{
 			MarkMask: a.cfg.Steering.MarkMask, RulePriority: a.cfg.Steering.RulePriority, TableBase: a.cfg.Steering.TableBase,
+			Neighbors: plan.Neighbors(a.cfg.Tunnel.Neighbors),
 		},
 		Refresh:  a.cfg.Reconcile.Refresh,
 		Log:      a.log,

@@ -53,6 +53,10 @@ type Underlay struct {
 type Tunnel struct {
 	Address netip.Addr // zero: allocated by the controller
 	Pool    netip.Prefix
+	// Neighbors is when a proxy makes neighbor entries: eager, on-demand
+	// or auto.
+	Neighbors   string
+	NeighborAge time.Duration
 }
 
 // Intent is static intent.

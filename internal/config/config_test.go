@@ -54,6 +54,8 @@ underlay:
 tunnel:
   address: 100.65.0.8
   pool: 100.65.0.0/16
+  neighbors: on-demand
+  neighborAge: 1m
 podCIDRs: [10.244.1.0/24, "fd00:1::/64"]
 controller:
   address: https://controller:9443
@@ -77,7 +79,7 @@ func TestFile(t *testing.T) {
 	want := &Config{
 		Node: "host-a", Roles: []intent.Role{intent.RoleFunction, intent.RoleProxy},
 		Underlay:   Underlay{"eth1", netip.MustParseAddr("192.168.80.8")},
-		Tunnel:     Tunnel{netip.MustParseAddr("100.65.0.8"), netip.MustParsePrefix("100.65.0.0/16")},
+		Tunnel:     Tunnel{netip.MustParseAddr("100.65.0.8"), netip.MustParsePrefix("100.65.0.0/16"), "on-demand", time.Minute},
 		PodCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:1::/64")},
 		Controller: Controller{Address: "https://controller:9443", Socket: "/run/vpcproxy/controller.sock"},
 		Etcd:       Etcd{Directory: "/var/lib/v/etcd"},

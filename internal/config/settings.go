@@ -33,6 +33,10 @@ var settings = []setting{
 		address(func(c *Config) *netip.Addr { return &c.Tunnel.Address })},
 	{"tunnel.pool", intent.DefaultPool.String(), "Range that tunnel addresses come from; attachments cannot overlap it. Role controller, and static intent.",
 		cidr(func(c *Config) *netip.Prefix { return &c.Tunnel.Pool })},
+	{"tunnel.neighbors", "auto", "When a proxy makes the neighbor entries of its function hosts: eager for all in advance, on-demand for each when the kernel asks for it, or auto for on-demand with more than 1,000 hosts of an attachment. Role proxy.",
+		enum(func(c *Config) *string { return &c.Tunnel.Neighbors }, "eager", "on-demand", "auto")},
+	{"tunnel.neighborAge", "10m", "How long a neighbor entry made on demand stays that no tracked connection needs. Role proxy.",
+		duration(func(c *Config) *time.Duration { return &c.Tunnel.NeighborAge })},
 	{"podCIDRs", "", "Ranges of the pods on this function host. Left out, any pod may be here.",
 		cidrs(func(c *Config) *[]netip.Prefix { return &c.PodCIDRs })},
 

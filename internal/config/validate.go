@@ -225,6 +225,10 @@ func (c *checker) rest() {
 	if c.Reconcile.Refresh < time.Second {
 		c.fail("reconcile.refresh", "%s is less than 1s; drift is repaired at once anyway", c.Reconcile.Refresh)
 	}
+	// Connections are listed several times in that time.
+	if c.Tunnel.NeighborAge < time.Second {
+		c.fail("tunnel.neighborAge", "%s is less than 1s; an entry takes little memory, give some minutes", c.Tunnel.NeighborAge)
+	}
 	if c.Metrics.Address != "" {
 		c.listenAddress("metrics.address", c.Metrics.Address)
 	}
@@ -233,7 +237,7 @@ func (c *checker) rest() {
 	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
 		c.fail("nat.masq.config", "is for the role function; leave it out")
 	}
-	for _, e := range []struct{ key, value string }{{"nat.iptables", c.NAT.IPTables}, {"log.format", c.Log.Format}} {
+	for _, e := range []struct{ key, value string }{{"nat.iptables", c.NAT.IPTables}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
 		if e.value == "" {
 			c.fail(e.key, "is empty; leave it out for the default")
 		}

@@ -69,7 +69,13 @@ func (k LinkKey) Commands(op Op, l Link) []string {
 	if k.Netns != "" && op == Create {
 		out = append(out, fmt.Sprintf("ip link set %s netns %s", k.Name, k.Netns))
 	}
-	return append(out, inNetns(k.Netns, "ip link set %s mtu %d alias %q up", k.Name, l.MTU, l.Alias))
+	arp := ""
+	if l.ARP {
+		arp = " arp on"
+	} else if op == Repair {
+		arp = " arp off"
+	}
+	return append(out, inNetns(k.Netns, "ip link set %s mtu %d alias %q%s up", k.Name, l.MTU, l.Alias, arp))
 }
 
 // Commands implements Commander.
@@ -114,6 +120,9 @@ func (k AddressKey) Commands(op Op, _ Address) []string {
 func (k NeighborKey) Commands(op Op, n Neighbor) []string {
 	if op == Delete {
 		return []string{inNetns(k.Netns, "ip neigh del %s dev %s", k.Addr, k.Link)}
+	}
+	if n.OnDemand && op == Create {
+		return []string{"# when asked: " + inNetns(k.Netns, "ip neigh replace %s lladdr %s dev %s", k.Addr, n.NBMA, k.Link)}
 	}
 	return []string{inNetns(k.Netns, "ip neigh replace %s lladdr %s dev %s", k.Addr, n.NBMA, k.Link)}
 }

@@ -35,6 +35,7 @@ type Link struct {
 	Keyed bool       // false: GRE without a key, as in the plain recipe
 	Key   uint32     // GRE key, both directions; meaningful if Keyed
 	MTU   int        // bytes, of the inner packet
+	ARP   bool       // the kernel asks for neighbors that it does not know
 	TTL   uint8      // of the outer header
 	Alias string     // ifalias; tells a person which attachment this is
 }
@@ -72,6 +73,8 @@ type NeighborKey struct {
 // Neighbor is a permanent neighbor entry of a multipoint tunnel.
 type Neighbor struct {
 	NBMA netip.Addr // underlay address that the tunnel address is reached at
+	// OnDemand entries are made when the kernel asks, and need not be there.
+	OnDemand bool
 }
 
 // RouteKey names a route. Metric is part of the kernel's own key (fib_priority).

@@ -87,6 +87,24 @@ func configure(fd int, groups []int) error {
 	return nil
 }
 
+// port is the address by which the kernel knows the socket.
+func (c *conn) port() (uint32, error) {
+	var port uint32
+	var failed error
+	err := c.raw.Control(func(fd uintptr) {
+		var sa unix.Sockaddr
+		if sa, failed = unix.Getsockname(int(fd)); failed == nil {
+			if own, ok := sa.(*unix.SockaddrNetlink); ok {
+				port = own.Pid
+			}
+		}
+	})
+	if err := cmp.Or(err, failed); err != nil {
+		return 0, fmt.Errorf("read a netlink socket's port: %w", err)
+	}
+	return port, nil
+}
+
 // Close ends calls in progress with os.ErrClosed.
 func (c *conn) Close() error { return c.file.Close() }
 

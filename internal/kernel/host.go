@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -216,6 +217,11 @@ type handle struct {
 	nl     *netlink.Handle // links, qdiscs and filters
 	conn   *conn           // batches and the other listings
 	closed bool
+
+	extra      sync.Mutex    // over what is opened when it is first needed
+	answers    *conn         // AnswerNeighbors
+	tracking   *conn         // Flows
+	answerPort atomic.Uint32 // of answers; 0 before there is one
 }
 
 // openHandle opens the namespace at path.
@@ -258,13 +264,37 @@ func (h *handle) close() error {
 	}
 	h.closed = true
 	var err error
-	if h.conn != nil {
-		err = h.conn.Close()
+	for _, c := range []*conn{h.conn, h.answers, h.tracking} {
+		if c != nil {
+			err = errors.Join(err, c.Close())
+		}
 	}
 	if h.nl != nil {
 		h.nl.Close()
 	}
 	return errors.Join(err, h.ns.Close())
+}
+
+// lazy opens a further connection when it is first needed; setUp completes it.
+func (h *handle) lazy(at **conn, protocol int, setUp func(*conn) error) (*conn, error) {
+	h.extra.Lock()
+	defer h.extra.Unlock()
+	if *at != nil {
+		return *at, nil
+	}
+	var c *conn
+	err := h.visit(func() (err error) {
+		c, err = openConn(protocol)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := setUp(c); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	*at = c
+	return c, nil
 }
 
 // use calls f unless the handle is closed, and classifies its error.

@@ -230,6 +230,15 @@ func (h *handle) SetLinkUp(ctx context.Context, index int, up bool) error {
 	return h.change(ctx, index, "set down", h.nl.LinkSetDown)
 }
 
+func (h *handle) SetLinkARP(ctx context.Context, index int, on bool) error {
+	return h.change(ctx, index, fmt.Sprintf("set ARP of link %d to %t", index, on), func(l netlink.Link) error {
+		if on {
+			return h.nl.LinkSetARPOn(l)
+		}
+		return h.nl.LinkSetARPOff(l)
+	})
+}
+
 func (h *handle) MoveLink(ctx context.Context, index int, netns string) error {
 	ns, err := h.host.duplicate(netns)
 	if err != nil {

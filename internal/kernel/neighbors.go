@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -98,14 +99,59 @@ func parseNeighbor(body []byte) (Neighbor, bool, error) {
 func (h *handle) ReplaceNeighbors(ctx context.Context, ns []Neighbor) []error {
 	return h.useBatch(ctx, len(ns), func(i int) string {
 		return fmt.Sprintf("set neighbor %s to %s on link %d", ns[i].Addr, ns[i].NBMA, ns[i].Link)
+	}, func() []error { return batchValid(ctx, h.conn, ns, Neighbor.Validate, putReplacement) })
+}
+
+func putReplacement(n Neighbor, m *message, seq uint32) {
+	m.begin(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
+	putNeighbor(m, n)
+	nbma := n.NBMA.As4()
+	m.attr(unix.NDA_LLADDR, nbma[:])
+	m.end()
+}
+
+func putDeletion(n Neighbor, m *message, seq uint32) {
+	m.begin(unix.RTM_DELNEIGH, 0, seq)
+	putNeighbor(m, n)
+	m.end()
+}
+
+func (h *handle) AnswerNeighbors(ctx context.Context, ns []Neighbor) []error {
+	errs := h.useBatch(ctx, len(ns), func(i int) string {
+		return fmt.Sprintf("answer for neighbor %s on link %d", ns[i].Addr, ns[i].Link)
 	}, func() []error {
-		return batchValid(ctx, h.conn, ns, Neighbor.Validate, func(n Neighbor, m *message, seq uint32) {
-			m.begin(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, seq)
-			putNeighbor(m, n)
-			nbma := n.NBMA.As4()
-			m.attr(unix.NDA_LLADDR, nbma[:])
-			m.end()
+		c, err := h.answering()
+		if err != nil {
+			return slices.Repeat([]error{err}, len(ns))
+		}
+		check := func(n Neighbor) error {
+			if !n.NBMA.IsValid() {
+				return needAddr("a neighbor's address", n.Addr)
+			}
+			return n.Validate()
+		}
+		return batchValid(ctx, c, ns, check, func(n Neighbor, m *message, seq uint32) {
+			if n.NBMA.IsValid() {
+				putReplacement(n, m, seq)
+			} else {
+				putDeletion(n, m, seq)
+			}
 		})
+	})
+	for i, n := range ns {
+		if !n.NBMA.IsValid() {
+			errs[i] = absentIsSuccess(errs[i])
+		}
+	}
+	return errs
+}
+
+// answering returns the connection for answers, whose port Watch passes over.
+func (h *handle) answering() (*conn, error) {
+	return h.lazy(&h.answers, unix.NETLINK_ROUTE, func(c *conn) error {
+		port, err := c.port()
+		h.answerPort.Store(port)
+		return err
 	})
 }
 
@@ -114,11 +160,7 @@ func (h *handle) DeleteNeighbors(ctx context.Context, ns []Neighbor) []error {
 		return fmt.Sprintf("delete neighbor %s on link %d", ns[i].Addr, ns[i].Link)
 	}, func() []error {
 		check := func(n Neighbor) error { return needAddr("a neighbor's address", n.Addr) }
-		return batchValid(ctx, h.conn, ns, check, func(n Neighbor, m *message, seq uint32) {
-			m.begin(unix.RTM_DELNEIGH, 0, seq)
-			putNeighbor(m, n)
-			m.end()
-		})
+		return batchValid(ctx, h.conn, ns, check, putDeletion)
 	})
 	return eachAbsentIsSuccess(errs)
 }

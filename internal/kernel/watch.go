@@ -62,7 +62,7 @@ func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
 			return nil, fmt.Errorf("watch network namespace %q: %w", name, classify(err))
 		}
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel, release := h.register(ctx, name)
 	in := make(chan Hint)
 	var readers sync.WaitGroup
 	readers.Go(func() { send(ctx, in, HintAll) })
@@ -79,21 +79,32 @@ func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
 			readers.Go(func() { names.follow(ctx, in) })
 		}
 	}
+	go func() {
+		readers.Wait()
+		release()
+	}()
+	return MergeHints(ctx, in), nil
+}
+
+// register makes a context that ends with the namespace. It needs h.mu. Whoever
+// registered must call release, without h.mu, when nothing of the namespace is
+// held any more.
+func (h *host) register(ctx context.Context, name string) (_ context.Context, cancel, release func()) {
+	ctx, cancel = context.WithCancel(ctx)
 	w := &watcher{cancel: cancel, done: make(chan struct{})}
 	if h.watchers[name] == nil {
 		h.watchers[name] = map[*watcher]struct{}{}
 	}
 	h.watchers[name][w] = struct{}{}
-	go func() {
-		readers.Wait()
+	return ctx, cancel, func() {
 		close(w.done)
+		cancel()
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if delete(h.watchers[name], w); len(h.watchers[name]) == 0 {
 			delete(h.watchers, name)
 		}
-	}()
-	return MergeHints(ctx, in), nil
+	}
 }
 
 // endWatchers ends the watches of a namespace. It needs h.mu.
@@ -124,7 +135,12 @@ func (h *handle) subscribe(s source) (*conn, error) {
 func (h *handle) follow(ctx context.Context, s source, c *conn, in chan<- Hint) {
 	for {
 		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-		err := c.notifications(ctx, s.hints, in)
+		err := c.notifications(ctx, func(m syscall.NetlinkMessage) []Hint {
+			if port := h.answerPort.Load(); port != 0 && m.Header.Pid == port {
+				return nil // AnswerNeighbors
+			}
+			return s.hints(m)
+		}, in)
 		if !stop() {
 			return // closed already
 		}
@@ -175,7 +191,7 @@ func routeHints(m syscall.NetlinkMessage) []Hint {
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return []Hint{HintAddresses}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		if otherNeighbor(m.Data) {
+		if otherNeighbor(m.Data) || m.Header.Pid == 0 && unresolved(m.Data) {
 			return nil
 		}
 		return []Hint{HintNeighbors}
@@ -203,6 +219,13 @@ func otherNeighbor(body []byte) bool {
 		return nil
 	})
 	return err == nil && other
+}
+
+// unresolved tells entries that the kernel has no answer for. When it makes and
+// forgets them by itself (port 0) no entry of ours is concerned: a permanent one
+// becomes one of these by somebody's request only, which carries a port.
+func unresolved(body []byte) bool {
+	return len(body) >= unix.SizeofNdMsg && native.Uint16(body[8:])&(unix.NUD_INCOMPLETE|unix.NUD_FAILED) != 0
 }
 
 // ownRoute tells routes that the kernel makes for addresses, and cached ones.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
@@ -23,8 +24,9 @@ import (
 // KindsOptions describes the machine that NewKinds is for.
 type KindsOptions struct {
 	Host           kernel.Host
-	StateDirectory string // for what must survive a crash between two steps
-	IPTables       string // auto, nft or legacy
+	StateDirectory string        // for what must survive a crash between two steps
+	IPTables       string        // auto, nft or legacy
+	NeighborAge    time.Duration // see tunnel.ResponderOptions
 	Log            *slog.Logger
 }
 
@@ -39,6 +41,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		return Kinds{}, err
 	}
 	tables := nft.New(o.Log, nft.Options{})
+	table := &tunnel.Table{}
 	k := Kinds{
 		Namespaces: tunnel.NewNamespaces(o.Host),
 		NAT:        nat.NewKind(rules, own),
@@ -47,11 +50,14 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		ENIs:       tunnel.NewENIs(o.Host, filepath.Join(o.StateDirectory, "eni"), o.Log),
 		Egress:     nat.NewEgressGuards(o.Host),
 		Addresses:  tunnel.NewAddresses(o.Host),
-		Neighbors:  tunnel.NewNeighbors(o.Host),
+		Neighbors:  tunnel.NewNeighbors(o.Host, table),
 		Sysctls:    route.NewSysctls(o.Host),
 		Routes:     route.NewRoutes(o.Host),
 		Rules:      route.NewRules(o.Host),
 		Steers:     route.NewSteers(tables, o.Host),
+
+		hosts:     table,
+		responder: tunnel.NewResponder(tunnel.ResponderOptions{Host: o.Host, Resolver: table, Age: o.NeighborAge, Log: o.Log}),
 	}
 	k.NATSurvey = func() nat.Survey { return rules.Survey("") }
 	if rules.Mode() == iptables.Legacy {

@@ -7,6 +7,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
+	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
 
 // Kinds is what teaches the engine each kind of kernel object.
@@ -30,6 +31,18 @@ type Kinds struct {
 	// NATSurvey tells what was found beside our rules of the agent's own
 	// namespace. Nil if the backend cannot tell.
 	NATSurvey func() nat.Survey
+
+	// What answers when the kernel asks for a neighbor, and from what; both
+	// nil if nothing does.
+	responder *tunnel.Responder
+	hosts     *tunnel.Table
+}
+
+// resolve tells the responder what is planned.
+func (k Kinds) resolve(s desired.State) {
+	if k.responder != nil {
+		k.responder.Follow(k.hosts.Set(s.Neighbors))
+	}
 }
 
 // stages puts the kinds in the order in which they are made; breaking goes in

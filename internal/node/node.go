@@ -19,6 +19,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
 
 const (
@@ -130,6 +131,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	tasks.Go(func() { n.planner(ctx, &tasks) })
 	tasks.Go(func() { n.poll(ctx) })
+	if r := n.opts.Kinds.responder; r != nil {
+		tasks.Go(func() { r.Run(ctx) })
+	}
 	return n.loop.Run(ctx)
 }
 
@@ -192,6 +196,7 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 	n.logProblems(p)
 	n.leave(p)
 	if n.planned == nil || !reflect.DeepEqual(n.current.State, p.State) {
+		n.opts.Kinds.resolve(p.State) // before the loop, which judges answers by it
 		n.gen = n.loop.SetDesired(p.State)
 	}
 	n.current, n.planned, n.interfaces = p, set, interfaces
@@ -361,6 +366,14 @@ func (o observers) ObservePass(p reconcile.Pass) {
 			each.ObservePass(p)
 		}
 	}
+}
+
+// Neighbors counts what was asked and answered on demand.
+func (n *Node) Neighbors() tunnel.ResponderStats {
+	if r := n.opts.Kinds.responder; r != nil {
+		return r.Stats()
+	}
+	return tunnel.ResponderStats{}
 }
 
 // Plan says what would be changed now, in order. Nothing is changed.

@@ -78,6 +78,7 @@ func newMachine(t *testing.T, name string, fake *kerneltest.Fake) *machine {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	rules := newTable[desired.NATKey, nat.RuleSet]("nat", func(a, b nat.RuleSet) bool { return nat.Diff(a, b) == "" })
+	hosts := &tunnel.Table{}
 	n, err := New(Options{
 		Name: name, Host: fake, Log: log, Refresh: time.Hour,
 		Plan: plan.Config{MarkMask: 0x3fff, RulePriority: 17600, TableBase: 17600000},
@@ -89,11 +90,13 @@ func newMachine(t *testing.T, name string, fake *kerneltest.Fake) *machine {
 			ENIs:       tunnel.NewENIs(fake, t.TempDir(), log),
 			Egress:     nat.NewEgressGuards(fake),
 			Addresses:  tunnel.NewAddresses(fake),
-			Neighbors:  tunnel.NewNeighbors(fake),
+			Neighbors:  tunnel.NewNeighbors(fake, hosts),
 			Sysctls:    route.NewSysctls(fake),
 			Routes:     route.NewRoutes(fake),
 			Rules:      route.NewRules(fake),
 			Steers:     newTable[desired.SteerKey]("steers", equal[desired.Steer]),
+			hosts:      hosts,
+			responder:  tunnel.NewResponder(tunnel.ResponderOptions{Host: fake, Resolver: hosts, Age: time.Hour, Log: log}),
 		},
 	})
 	if err != nil {

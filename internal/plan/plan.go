@@ -61,7 +61,25 @@ type Config struct {
 	RulePriority uint32
 	// TableBase is added to an attachment's slot to give its routing table.
 	TableBase uint32
+	// Neighbors says when a proxy makes the neighbor entries of its
+	// function hosts; "" is NeighborsEager.
+	Neighbors Neighbors
 }
+
+// Neighbors says when neighbor entries are made.
+type Neighbors string
+
+// The modes.
+const (
+	NeighborsEager    Neighbors = "eager"     // all, in advance
+	NeighborsOnDemand Neighbors = "on-demand" // each when the kernel asks for it
+	NeighborsAuto     Neighbors = "auto"      // eager up to AutoNeighbors hosts of an attachment
+)
+
+// AutoNeighbors is the number of an attachment's function hosts up to which
+// NeighborsAuto is eager: that many entries are written in 7 ms and take half a
+// megabyte of kernel memory (measured, docs/benchmarks.md).
+const AutoNeighbors = 1000
 
 // Problem tells why an attachment is not, or not wholly, in the plan.
 type Problem struct {

@@ -3,6 +3,7 @@ package plan
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -121,18 +122,24 @@ func TestBuildGolden(t *testing.T) {
 		node  string
 		set   *intent.Set
 		facts Facts
+		edit  func(*Config)
 	}{
-		{"plain-host", "host", plain(), hostFacts},
-		{"plain-proxy", "proxy", plain(), proxyFacts()},
-		{"overlap-host", "host", overlap(), Facts{UnderlayLink: "eth0", UnderlayMTU: 9000, StrictRPFilter: true}},
-		{"overlap-proxy", "proxy", overlap(), longID},
-		{"stranger", "stranger", overlap(), hostFacts},
-		{"pair-host", "host", pair(), hostFacts},
-		{"pair-proxy", "proxy", pair(), proxyFacts()},
-		{"pair-second", "second", pair(), secondFacts},
+		{"plain-host", "host", plain(), hostFacts, nil},
+		{"plain-proxy", "proxy", plain(), proxyFacts(), nil},
+		{"overlap-host", "host", overlap(), Facts{UnderlayLink: "eth0", UnderlayMTU: 9000, StrictRPFilter: true}, nil},
+		{"overlap-proxy", "proxy", overlap(), longID, nil},
+		{"stranger", "stranger", overlap(), hostFacts, nil},
+		{"pair-host", "host", pair(), hostFacts, nil},
+		{"pair-proxy", "proxy", pair(), proxyFacts(), nil},
+		{"pair-second", "second", pair(), secondFacts, nil},
+		{"on-demand-proxy", "proxy", overlap(), longID, func(c *Config) { c.Neighbors = NeighborsOnDemand }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := Build(tc.node, tc.set, tc.facts, testConfig)
+			cfg := testConfig
+			if tc.edit != nil {
+				tc.edit(&cfg)
+			}
+			p := Build(tc.node, tc.set, tc.facts, cfg)
 			state, problems := p.State, p.Problems
 			if len(problems) > 0 {
 				t.Errorf("problems: %v", problems)
@@ -297,6 +304,45 @@ func TestForeignTunnelPeersStayAdmitted(t *testing.T) {
 	for k := range state.Peers {
 		if k.Addr == addr("203.0.113.8") {
 			t.Error("a tunnel on another address is none of our business")
+		}
+	}
+}
+
+func TestNeighborModes(t *testing.T) {
+	many := func(n int) *intent.Set {
+		s := overlap()
+		s.Attachment("red").Spec.Scope = intent.ScopeHost
+		for i := range n - 1 {
+			s.Put(node(fmt.Sprintf("host-%d", i), fmt.Sprintf("192.168.%d.%d", 81+i/250, 1+i%250), fmt.Sprintf("100.64.%d.%d", 1+i/250, 1+i%250), intent.RoleFunction))
+		}
+		return s
+	}
+	blue := desired.LinkPrefix + ID("a-rather-long-attachment-name")
+	for _, tc := range []struct {
+		mode          Neighbors
+		hosts         int
+		arp, onDemand bool
+	}{
+		{"", 5, false, false}, {NeighborsEager, AutoNeighbors + 1, false, false}, {NeighborsOnDemand, 1, true, true},
+		{NeighborsAuto, AutoNeighbors, true, false}, {NeighborsAuto, AutoNeighbors + 1, true, true},
+	} {
+		cfg := testConfig
+		cfg.Neighbors = tc.mode
+		state := Build("proxy", many(tc.hosts), proxyFacts(), cfg).State
+		for k, l := range state.Links {
+			if want := tc.arp && k.Name == blue; l.ARP != want {
+				t.Errorf("%q with %d hosts: ARP of %s is %t", tc.mode, tc.hosts, k.Name, l.ARP)
+			}
+		}
+		n := 0
+		for k, v := range state.Neighbors {
+			if want := tc.onDemand && k.Link == blue; v.OnDemand != want {
+				t.Fatalf("%q with %d hosts: %+v is %+v", tc.mode, tc.hosts, k, v)
+			}
+			n++
+		}
+		if n != 2*tc.hosts {
+			t.Errorf("%q: %d neighbors for %d hosts", tc.mode, n, tc.hosts)
 		}
 	}
 }

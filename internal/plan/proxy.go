@@ -58,20 +58,55 @@ func (b *builder) hostsSide(a *intent.Attachment, link desired.LinkKey, local ne
 	if !pool.IsValid() {
 		pool = intent.DefaultPool
 	}
-	for _, n := range b.hosts(a) {
+	hosts := b.hosts(a)
+	asks, onDemand := b.asks(a, len(hosts))
+	if asks {
+		l := b.state.Links[link]
+		l.ARP = true
+		b.state.Links[link] = l
+	}
+	for _, n := range hosts {
 		tunnel := n.Tunnel()
 		if !tunnel.IsValid() {
 			b.problem(a, "function host %s has no tunnel address yet", n.ObjectName())
 			continue
 		}
 		b.peer(local, n.Spec.UnderlayAddress, key, keyed)
+		if asks {
+			b.solicit(link, tunnel)
+		}
 		b.state.Neighbors[desired.NeighborKey{Netns: link.Netns, Link: link.Name, Addr: tunnel}] =
-			desired.Neighbor{NBMA: n.Spec.UnderlayAddress}
+			desired.Neighbor{NBMA: n.Spec.UnderlayAddress, OnDemand: onDemand}
 		dst := host(tunnel)
 		if pool.Contains(tunnel) {
 			dst = pool
 		}
 		b.state.Routes[desired.RouteKey{Netns: link.Netns, Table: mainTable, Dst: dst}] = desired.Route{Link: link.Name}
+	}
+}
+
+// asks tells whether the kernel asks for the neighbors of an attachment's link,
+// and whether they are made only then. It asks already if the latter may come to
+// be: switching it on drops all neighbors of a link, so growth alone must not
+// switch it. The plain recipe is left as it is.
+func (b *builder) asks(a *intent.Attachment, hosts int) (asks, onDemand bool) {
+	mode := b.cfg.Neighbors
+	if a.EffectiveScope() == intent.ScopeHost || mode == NeighborsEager || mode == "" {
+		return false, false
+	}
+	return true, mode == NeighborsOnDemand || hosts > AutoNeighbors
+}
+
+// solicit has the kernel ask for the neighbors of a link in an address's family:
+// one question to the agent and no broadcast, which goes nowhere on a multipoint
+// tunnel (arp(7)).
+func (b *builder) solicit(link desired.LinkKey, a netip.Addr) {
+	family := "ipv4"
+	if a.Is6() {
+		family = "ipv6"
+	}
+	for name, value := range map[string]string{"app_solicit": "1", "mcast_solicit": "0"} {
+		b.state.Sysctls[desired.SysctlKey{Netns: link.Netns, Name: "net/" + family + "/neigh/" + link.Name + "/" + name}] = desired.Sysctl{Value: value}
 	}
 }
 

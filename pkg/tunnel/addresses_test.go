@@ -94,7 +94,7 @@ type neighbors = map[desired.NeighborKey]desired.Neighbor
 func TestNeighbors(t *testing.T) {
 	machine.Each(t, func(t *testing.T, m *machine.Machine) {
 		tunnels(t, m)
-		engine := machine.Reconcile(t, tunnel.NewNeighbors(m))
+		engine := machine.Reconcile(t, tunnel.NewNeighbors(m, &tunnel.Table{}))
 		at := func(s string) desired.Neighbor { return desired.Neighbor{NBMA: netip.MustParseAddr(s)} }
 		ip := netip.MustParseAddr
 		want := neighbors{
@@ -127,12 +127,12 @@ func TestNeighbors(t *testing.T) {
 			t.Errorf("%+v, %v", p.Kinds[0], p.Err)
 		}
 		engine.Apply(neighbors{})
-		got, err := tunnel.NewNeighbors(m).List(t.Context())
+		got, err := tunnel.NewNeighbors(m, &tunnel.Table{}).List(t.Context())
 		if err != nil || len(got) > 0 {
 			t.Errorf("left: %v, %v", got, err)
 		}
-		ok(t, tunnel.NewNeighbors(m).Delete(t.Context(), bad, at("192.0.2.5")))
+		ok(t, tunnel.NewNeighbors(m, &tunnel.Table{}).Delete(t.Context(), bad, at("192.0.2.5")))
 		bad.Netns = "vpx-gone"
-		ok(t, tunnel.NewNeighbors(m).Delete(t.Context(), bad, at("192.0.2.5")))
+		ok(t, tunnel.NewNeighbors(m, &tunnel.Table{}).Delete(t.Context(), bad, at("192.0.2.5")))
 	})
 }

@@ -23,7 +23,7 @@ import (
 // again only when the device is gone, so one that holds it and is not wanted is
 // deleted first (Conflicts).
 //
-// MTU, alias, name and state are repaired in place; a device that differs in
+// MTU, ARP, alias, name and state are repaired in place; a device that differs in
 // anything else is made anew, and loses its addresses, neighbors and routes.
 type Links struct {
 	host kernel.Host
@@ -72,7 +72,7 @@ func (l *Links) List(ctx context.Context) (map[desired.LinkKey]desired.Link, err
 
 func shown(have kernel.Link) desired.Link {
 	g := have.GRE
-	l := desired.Link{Local: g.Local, Keyed: g.Keyed, Key: g.Key, MTU: have.MTU, TTL: g.TTL, Alias: have.Alias}
+	l := desired.Link{Local: g.Local, Keyed: g.Keyed, Key: g.Key, MTU: have.MTU, ARP: !have.NoARP, TTL: g.TTL, Alias: have.Alias}
 	switch {
 	case !plain(g):
 		l.MTU = mtuStrange
@@ -102,6 +102,8 @@ func (*Links) Diff(want, have desired.Link) string {
 		return "is down"
 	case have.MTU != want.MTU:
 		return fmt.Sprintf("MTU %d, want %d", have.MTU, want.MTU)
+	case have.ARP != want.ARP:
+		return fmt.Sprintf("ARP %t, want %t", have.ARP, want.ARP)
 	case have.Alias != want.Alias:
 		return fmt.Sprintf("alias %q, want %q", have.Alias, want.Alias)
 	}
@@ -227,6 +229,11 @@ func finish(ctx context.Context, h kernel.Handle, have kernel.Link, want desired
 	}
 	if have.Alias != want.Alias {
 		if err := h.SetLinkAlias(ctx, have.Index, want.Alias); err != nil {
+			return err
+		}
+	}
+	if have.NoARP == want.ARP {
+		if err := h.SetLinkARP(ctx, have.Index, want.ARP); err != nil {
 			return err
 		}
 	}

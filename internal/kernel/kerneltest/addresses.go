@@ -1,10 +1,8 @@
 package kerneltest
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -60,46 +58,4 @@ func (h *handle) DeleteAddress(ctx context.Context, a kernel.Address) error {
 // local says whether the namespace has the address.
 func (s *space) local(addr netip.Addr) bool {
 	return slices.ContainsFunc(s.addresses, func(a kernel.Address) bool { return a.Prefix.Addr() == addr })
-}
-
-func (h *handle) Neighbors(ctx context.Context) ([]kernel.Neighbor, error) {
-	var all []kernel.Neighbor
-	err := h.list(ctx, "Neighbors", func(s *space) error {
-		all = slices.SortedFunc(maps.Values(s.neighbors), func(a, b kernel.Neighbor) int {
-			return cmp.Or(cmp.Compare(a.Link, b.Link), a.Addr.Compare(b.Addr))
-		})
-		return nil
-	})
-	return all, err
-}
-
-func neighborName(n kernel.Neighbor) string { return fmt.Sprintf("%s on %d", n.Addr, n.Link) }
-
-func (h *handle) ReplaceNeighbors(ctx context.Context, ns []kernel.Neighbor) []error {
-	return changeEach(ctx, h, "ReplaceNeighbors", ns, neighborName, func(s *space, n kernel.Neighbor) error {
-		if err := n.Validate(); err != nil {
-			return err
-		}
-		l, err := s.link(n.Link)
-		if err != nil {
-			return err
-		}
-		if l.GRE == nil {
-			return fmt.Errorf("link %s has no IPv4 link-layer addresses", l.Name)
-		}
-		if n.State == 0 {
-			n.State = kernel.NeighborPermanent
-		}
-		s.neighbors[neighborKey{n.Link, n.Addr}] = n
-		h.fake.hint(s.name, kernel.HintNeighbors)
-		return nil
-	})
-}
-
-func (h *handle) DeleteNeighbors(ctx context.Context, ns []kernel.Neighbor) []error {
-	return changeEach(ctx, h, "DeleteNeighbors", ns, neighborName, func(s *space, n kernel.Neighbor) error {
-		delete(s.neighbors, neighborKey{n.Link, n.Addr})
-		h.fake.hint(s.name, kernel.HintNeighbors)
-		return nil
-	})
 }

@@ -1,16 +1,87 @@
 package kerneltest
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 )
 
 // neighbors returns what is listed, by address.
-func (m *machine) neighbors() map[netip.Addr]kernel.Neighbor {
+func (m *machine) neighbors() map[netip.Addr]kernel.Neighbor { return neighborsOf(m, m.own) }
+
+// asking makes a device whose neighbors are asked for, with a route to them.
+func (m *machine) asking(h kernel.Handle, netns string) kernel.Link {
 	m.Helper()
-	all, err := m.own.Neighbors(m.Context())
+	ctx := m.Context()
+	m.ok(m.own.CreateGRE(ctx, "vpx-1", kernel.GRE{Local: underlay, Keyed: true, Key: 7, TTL: 64, PMTUDisc: true}, 1400))
+	m.ok(m.own.MoveLink(ctx, m.link(m.own, "vpx-1").Index, netns))
+	l := m.link(h, "vpx-1")
+	m.ok(h.SetLinkARP(ctx, l.Index, true))
+	for _, family := range []string{"ipv4", "ipv6"} {
+		m.ok(h.SetSysctl(ctx, "net/"+family+"/neigh/vpx-1/app_solicit", "1"))
+		m.ok(h.SetSysctl(ctx, "net/"+family+"/neigh/vpx-1/mcast_solicit", "0"))
+	}
+	m.ok(h.SetLinkUp(ctx, l.Index, true))
+	for _, p := range []string{"100.64.0.1/16", "fd00::1/64"} {
+		m.ok(h.AddAddress(ctx, kernel.Address{Link: l.Index, Prefix: netip.MustParsePrefix(p)}))
+	}
+	return l
+}
+
+// requests follows requests and takes the first one.
+func (m *machine) requests(netns string) <-chan kernel.NeighborRequest {
+	m.Helper()
+	requests, err := m.host.NeighborRequests(m.Context(), netns)
+	m.ok(err)
+	m.asked(requests, kernel.NeighborRequest{})
+	return requests
+}
+
+// asked waits for a request.
+func (m *machine) asked(requests <-chan kernel.NeighborRequest, want kernel.NeighborRequest) {
+	m.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case got, open := <-requests:
+			if !open {
+				m.Fatalf("the requests ended before %+v", want)
+			}
+			if got == want {
+				return
+			}
+		case <-timeout:
+			m.Fatalf("no request %+v", want)
+		}
+	}
+}
+
+// send sends a packet.
+func (m *machine) send(netns string, link int, to netip.Addr) {
+	m.Helper()
+	if fake, ok := m.host.(*Fake); ok {
+		fake.Send(netns, link, to)
+		return
+	}
+	m.eventually("a packet can be sent to "+to.String(), func() bool { // an IPv6 address is tentative for a moment
+		return m.host.Run(m.Context(), netns, func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(to, 9).String())
+			if err != nil {
+				return err
+			}
+			_, err = c.Write([]byte("?"))
+			return errors.Join(err, c.Close())
+		}) == nil
+	})
+}
+
+func neighborsOf(m *machine, h kernel.Handle) map[netip.Addr]kernel.Neighbor {
+	m.Helper()
+	all, err := h.Neighbors(m.Context())
 	m.ok(err)
 	byAddr := map[netip.Addr]kernel.Neighbor{}
 	for _, n := range all {
@@ -81,6 +152,98 @@ var neighborContract = map[string]func(*testing.T, *machine){
 		m.allOK(m.own.DeleteNeighbors(ctx, all)) // absent ones too
 		if got := m.neighbors(); len(got) != 0 {
 			t.Fatalf("%d neighbors left", len(got))
+		}
+	},
+	"asked for and answered": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		h := m.namespace("vpx-a")
+		l := m.asking(h, "vpx-a")
+		requests := m.requests("vpx-a")
+		hints := m.watch("vpx-a")
+		for _, to := range []string{"100.64.0.2", "fd00::2"} {
+			addr := netip.MustParseAddr(to)
+			want := kernel.NeighborRequest{Link: l.Index, Addr: addr}
+			m.send("vpx-a", l.Index, addr)
+			m.asked(requests, want)
+			if got := neighborsOf(m, h)[addr]; got.State != kernel.NeighborIncomplete || got.NBMA.IsValid() {
+				t.Fatalf("got %+v, want one that is incomplete", got)
+			}
+			n := kernel.Neighbor{Link: l.Index, Addr: addr, NBMA: netip.MustParseAddr("192.0.2.2"), State: kernel.NeighborPermanent}
+			m.allOK(h.AnswerNeighbors(ctx, []kernel.Neighbor{n}))
+			if got := neighborsOf(m, h)[addr]; got != n {
+				t.Fatalf("got %+v, want %+v", got, n)
+			}
+		}
+		// No such neighbor: whether it was asked for, known or unheard of.
+		asked := kernel.Neighbor{Link: l.Index, Addr: netip.MustParseAddr("100.64.0.9")}
+		m.send("vpx-a", l.Index, asked.Addr)
+		m.asked(requests, kernel.NeighborRequest{Link: l.Index, Addr: asked.Addr})
+		for range 2 {
+			m.allOK(h.AnswerNeighbors(ctx, []kernel.Neighbor{asked, {Link: l.Index, Addr: netip.MustParseAddr("100.64.0.2")}}))
+		}
+		if got := neighborsOf(m, h); len(got) != 1 {
+			t.Fatalf("got %v, want one neighbor", got)
+		}
+		// Neither the questions nor the answers are news to a reconciler.
+		m.ok(h.SetSysctl(ctx, "net/ipv4/ip_forward", "1"))
+		for hint := range hints {
+			if hint == kernel.HintNeighbors {
+				t.Fatal("an answer gave a hint")
+			}
+			if hint == kernel.HintSysctls {
+				break
+			}
+		}
+	},
+	"what was asked before is lost": func(_ *testing.T, m *machine) {
+		h := m.namespace("vpx-a")
+		l := m.asking(h, "vpx-a")
+		addr := netip.MustParseAddr("100.64.0.2")
+		m.send("vpx-a", l.Index, addr)
+		m.requests("vpx-a") // begins with the zero request, and nothing is listed before that
+		if got := neighborsOf(m, h)[addr]; got.State != kernel.NeighborIncomplete {
+			m.Fatalf("got %+v, want one that is incomplete", got)
+		}
+	},
+	"requests end with the namespace": func(t *testing.T, m *machine) {
+		m.namespace("vpx-a")
+		requests := m.requests("vpx-a")
+		m.ok(m.host.DeleteNamespace(t.Context(), "vpx-a"))
+		m.eventually("the requests end", func() bool {
+			select {
+			case _, open := <-requests:
+				return !open
+			default:
+				return false
+			}
+		})
+		_, err := m.host.NeighborRequests(t.Context(), "vpx-a")
+		m.is(err, kernel.ErrNotFound)
+	},
+	"a change of ARP drops them": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		l := m.tunnel(m.own, "vpx-1", 7)
+		if !m.link(m.own, "vpx-1").NoARP {
+			t.Fatal("a new device has ARP on")
+		}
+		for _, on := range []bool{true, true, false} {
+			m.allOK(m.own.ReplaceNeighbors(ctx, hosts(l.Index, 2)))
+			changes := m.link(m.own, "vpx-1").NoARP == on
+			m.ok(m.own.SetLinkARP(ctx, l.Index, on))
+			if m.link(m.own, "vpx-1").NoARP == on {
+				t.Fatalf("ARP is not %t", on)
+			}
+			if left := len(m.neighbors()); left > 0 == changes {
+				t.Fatalf("%d neighbors are left, changed %t", left, changes)
+			}
+		}
+		m.is(m.own.SetLinkARP(ctx, 4711, true), kernel.ErrNotFound)
+	},
+	"no connections": func(t *testing.T, m *machine) {
+		flows, err := m.namespace("vpx-a").Flows(t.Context())
+		m.ok(err)
+		if len(flows) != 0 {
+			t.Fatalf("got %v in a fresh namespace", flows)
 		}
 	},
 	"nothing to do": func(_ *testing.T, m *machine) {

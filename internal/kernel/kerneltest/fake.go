@@ -28,6 +28,7 @@ type Fake struct {
 	mu       sync.Mutex
 	spaces   map[string]*space // by name; "" is the agent's own
 	watches  []*watch
+	asked    []*asked
 	failures []*failure
 	journal  []string
 	closed   bool
@@ -163,6 +164,11 @@ func (w *watch) send(h kernel.Hint) {
 
 // endWatches needs f.mu.
 func (f *Fake) endWatches(netns string) {
+	for _, a := range f.asked {
+		if a.netns == netns {
+			a.stop()
+		}
+	}
 	for _, w := range f.watches {
 		if w.netns == netns {
 			w.cancel()
@@ -175,8 +181,8 @@ func (f *Fake) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
-	for _, w := range f.watches {
-		w.cancel()
+	for netns := range f.spaces {
+		f.endWatches(netns)
 	}
 	return nil
 }

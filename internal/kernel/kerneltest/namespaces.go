@@ -24,6 +24,7 @@ type space struct {
 	routes    []kernel.Route
 	rules     []kernel.Rule
 	sysctls   map[string]string
+	flows     map[netip.Addr]struct{}
 }
 
 type neighborKey struct {

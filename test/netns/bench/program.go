@@ -60,7 +60,7 @@ func programLarge(ctx context.Context, out io.Writer) error {
 	want := largeState()
 	loop, err := reconcile.New(reconcile.Config[desired.State]{Stages: []reconcile.Stage[desired.State]{
 		reconcile.NewStage(tunnel.NewLinks(host), func(s desired.State) map[desired.LinkKey]desired.Link { return s.Links }, nil),
-		reconcile.NewStage(tunnel.NewNeighbors(host), func(s desired.State) map[desired.NeighborKey]desired.Neighbor { return s.Neighbors }, nil, reconcile.Requires("links")),
+		reconcile.NewStage(tunnel.NewNeighbors(host, &tunnel.Table{}), func(s desired.State) map[desired.NeighborKey]desired.Neighbor { return s.Neighbors }, nil, reconcile.Requires("links")),
 		reconcile.NewStage(route.NewRoutes(host), func(s desired.State) map[desired.RouteKey]desired.Route { return s.Routes }, nil, reconcile.Requires("links")),
 		reconcile.NewStage(route.NewRules(host), func(s desired.State) map[desired.RuleKey]desired.Rule { return s.Rules }, nil),
 	}})
