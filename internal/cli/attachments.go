@@ -25,7 +25,7 @@ func (v *view) attachmentRow(o *intent.Attachment, wide bool) []string {
 }
 
 func attachmentBasics(o *intent.Attachment) []string {
-	return []string{o.ObjectName(), o.Spec.VPC, textList(o.Spec.CIDRs), o.Spec.Group, string(o.EffectiveScope())}
+	return []string{o.ObjectName(), o.Spec.VPC, textList(o.Spec.CIDRs), groupsText(o), string(o.EffectiveScope())}
 }
 
 func attachmentDetails(o *intent.Attachment) []string {
@@ -34,6 +34,14 @@ func attachmentDetails(o *intent.Attachment) []string {
 		enis = append(enis, eniText(e))
 	}
 	return []string{orDash(textList(o.Spec.Pods)), strings.Join(enis, " "), snatText(o), keyText(o)}
+}
+
+func groupsText(o *intent.Attachment) string {
+	var names []string
+	for _, s := range o.Services() {
+		names = append(names, s.Name)
+	}
+	return strings.Join(names, ",")
 }
 
 func snatText(o *intent.Attachment) string {
@@ -72,7 +80,7 @@ func (v *view) describeAttachment(ctx context.Context, client watcher, o *intent
 	d.field("Name", o.ObjectName())
 	d.field("VPC", o.Spec.VPC)
 	d.field("Subnets", textList(o.Spec.CIDRs))
-	d.field("Group", o.Spec.Group)
+	d.field("Group", groupsText(o))
 	d.field("Scope", string(o.EffectiveScope()))
 	d.field("Pods", orDash(textList(o.Spec.Pods)))
 	d.field("Nodes", orDash(strings.Join(o.Spec.Nodes, ",")))

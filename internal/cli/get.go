@@ -115,7 +115,7 @@ func (v *view) ready(at *intent.Attachment) (ready, all int) {
 			ready++
 		}
 	}
-	if g := v.set.Group(at.Spec.Group); g != nil {
+	for _, g := range v.set.GroupsOf(at) {
 		for _, m := range g.Spec.Members {
 			count(m.Node, intent.RoleProxy)
 		}

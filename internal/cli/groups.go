@@ -29,7 +29,7 @@ func members(g *intent.ProxyGroup) string {
 func (v *view) served(group string) []*intent.Attachment {
 	var out []*intent.Attachment
 	for _, at := range v.set.Attachments {
-		if at.Spec.Group == group {
+		if at.ServedBy(group) {
 			out = append(out, at)
 		}
 	}

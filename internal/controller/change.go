@@ -192,7 +192,7 @@ func referrers(set *intent.Set, kind intent.Kind, name string) (list []intent.Ob
 		}
 	}
 	for _, a := range set.Attachments {
-		if kind == intent.KindProxyGroup && a.Spec.Group == name || kind == intent.KindNode && slices.Contains(a.Spec.Nodes, name) {
+		if kind == intent.KindProxyGroup && a.ServedBy(name) || kind == intent.KindNode && slices.Contains(a.Spec.Nodes, name) {
 			list = append(list, a)
 		}
 	}

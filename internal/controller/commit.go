@@ -159,7 +159,7 @@ func concerned(set *intent.Set, a *intent.Attachment) (functions, proxies []stri
 			functions = append(functions, n.ObjectName())
 		}
 	}
-	if g := set.Group(a.Spec.Group); g != nil {
+	for _, g := range set.GroupsOf(a) {
 		for _, m := range g.Spec.Members {
 			proxies = append(proxies, m.Node)
 		}

@@ -17,12 +17,12 @@ import (
 // have reported. A proxy that is not connected cannot be asked: that is a
 // warning.
 func (c *Controller) checkENIs(set *intent.Set, a *intent.Attachment) (warnings []string, err error) {
-	g := set.Group(a.Spec.Group)
-	if g == nil {
-		return nil, nil // refused by Check
+	var members []intent.Member
+	for _, g := range set.GroupsOf(a) {
+		members = append(members, g.Spec.Members...)
 	}
 	var errs []error
-	for _, m := range g.Spec.Members {
+	for _, m := range members {
 		e, ok := a.ENIOn(m.Node)
 		if !ok {
 			continue
@@ -79,8 +79,7 @@ func checkInterface(set *intent.Set, a *intent.Attachment, node string, e intent
 		if other.ObjectName() == a.ObjectName() {
 			continue
 		}
-		g := set.Group(other.Spec.Group)
-		if g == nil || !g.HasMember(node) {
+		if set.GroupOn(other, node) == nil {
 			continue
 		}
 		if oe, ok := other.ENIOn(node); ok && matches(oe, found) {

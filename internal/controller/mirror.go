@@ -136,7 +136,9 @@ func (m *mirror) seal() {
 	}
 	// Without its group, nobody can tell whose an attachment is.
 	for _, a := range m.set.Attachments {
-		if slices.Contains(m.set.Unreadable, intent.Reference(intent.KindProxyGroup, a.Spec.Group)) {
+		if slices.ContainsFunc(a.Services(), func(s intent.Service) bool {
+			return slices.Contains(m.set.Unreadable, intent.Reference(intent.KindProxyGroup, s.Name))
+		}) {
 			m.set.Unreadable = append(m.set.Unreadable, intent.Reference(intent.KindAttachment, a.ObjectName()))
 		}
 	}

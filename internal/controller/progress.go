@@ -124,7 +124,7 @@ func needs(set *intent.Set, attachment, node string, role intent.Role, functions
 	a := set.Attachment(attachment)
 	revision := a.Metadata.Revision
 	nodes := []string{node}
-	if g := set.Group(a.Spec.Group); g != nil {
+	for _, g := range set.GroupsOf(a) {
 		revision = max(revision, g.Metadata.Revision)
 		for _, m := range g.Spec.Members {
 			nodes = append(nodes, m.Node)

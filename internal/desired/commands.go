@@ -155,6 +155,9 @@ func (k RouteKey) Commands(op Op, r Route) []string {
 	if r.Onlink {
 		b.WriteString(" onlink")
 	}
+	if r.Nexthop != 0 {
+		fmt.Fprintf(&b, " nhid %d", r.Nexthop)
+	}
 	if r.Source.IsValid() {
 		fmt.Fprintf(&b, " src %s", r.Source)
 	}
@@ -257,9 +260,11 @@ func (s State) Dump(w io.Writer) error {
 	dump(d, "addresses", s.Addresses)
 	dump(d, "neighbors", s.Neighbors)
 	dump(d, "sysctls", s.Sysctls)
+	dump(d, "nexthops", s.Nexthops)
 	dump(d, "routes", s.Routes)
 	dump(d, "rules", s.Rules)
 	dump(d, "steers", s.Steers)
+	dump(d, "paths", s.Paths)
 	return d.err
 }
 

@@ -94,6 +94,30 @@ const (
 	Unreachable
 )
 
+// NexthopKey names a nexthop object. Its number is a namespace's own.
+type NexthopKey struct {
+	Netns string
+	ID    uint32
+}
+
+// Nexthop is a next hop, or a group of them (Documentation/networking/
+// nexthop-group-resilient.rst): a route that names a group is spread over its
+// members by flow.
+type Nexthop struct {
+	Link   string     // of a single next hop
+	Via    netip.Addr // likewise
+	Onlink bool       // likewise: the next hop need not be covered by an address
+	// Members are the numbers of a group's next hops, sorted.
+	Members []uint32
+	// Resilient leaves flows where they are when another member joins, until
+	// they have been idle for IdleSeconds.
+	Resilient   bool
+	IdleSeconds uint32
+}
+
+// IsGroup tells whether the object is a group.
+func (n Nexthop) IsGroup() bool { return len(n.Members) > 0 }
+
 // Route is one unicast or unreachable route.
 type Route struct {
 	Type   RouteType
@@ -101,6 +125,9 @@ type Route struct {
 	Via    netip.Addr // next hop; zero if on link
 	Onlink bool       // the next hop need not be covered by an address
 	Source netip.Addr // preferred source; zero: the kernel chooses
+	// Nexthop is the number of a nexthop object that takes the place of Link,
+	// Via and Onlink; 0: none.
+	Nexthop uint32
 }
 
 // RuleKey is a whole policy rule: rules have no identity beyond their content.
@@ -212,7 +239,37 @@ type Forward struct {
 	In, Out string
 }
 
-// State is all that one node's kernel should hold. The zero value wants nothing.
+// RouteDistinguisher makes a path of ours different from others' to the same
+// prefix (RFC 4364 section 4.2, type 0).
+type RouteDistinguisher struct {
+	Admin  uint16
+	Number uint32
+}
+
+// RouteTarget says who is to import a path (RFC 4360 section 4): with Addr it
+// is specific to an IPv4 address, otherwise to a two-byte AS.
+type RouteTarget struct {
+	Addr   netip.Addr
+	ASN    uint16
+	Number uint32
+}
+
+// PathKey names a path that this node announces by BGP.
+type PathKey struct {
+	Netns  string // whose objects carry it; "" for a function host's own address
+	RD     RouteDistinguisher
+	Prefix netip.Prefix
+}
+
+// Path is what is announced.
+type Path struct {
+	NextHop netip.Addr
+	Keyed   bool
+	Key     uint32 // of the GRE tunnel to NextHop
+	Targets []RouteTarget
+}
+
+// State is all that one node's kernel should hold, and what it announces. The zero value wants nothing.
 type State struct {
 	Namespaces map[string]Namespace
 	NAT        map[NATKey]NAT
@@ -223,9 +280,11 @@ type State struct {
 	Addresses  map[AddressKey]Address
 	Neighbors  map[NeighborKey]Neighbor
 	Sysctls    map[SysctlKey]Sysctl
+	Nexthops   map[NexthopKey]Nexthop
 	Routes     map[RouteKey]Route
 	Rules      map[RuleKey]Rule
 	Steers     map[SteerKey]Steer
+	Paths      map[PathKey]Path
 }
 
 // New returns an empty State with every map made.
@@ -240,8 +299,10 @@ func New() State {
 		Addresses:  map[AddressKey]Address{},
 		Neighbors:  map[NeighborKey]Neighbor{},
 		Sysctls:    map[SysctlKey]Sysctl{},
+		Nexthops:   map[NexthopKey]Nexthop{},
 		Routes:     map[RouteKey]Route{},
 		Rules:      map[RuleKey]Rule{},
 		Steers:     map[SteerKey]Steer{},
+		Paths:      map[PathKey]Path{},
 	}
 }

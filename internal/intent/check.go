@@ -2,6 +2,7 @@ package intent
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,13 +36,7 @@ func (s *Set) pool() netip.Prefix {
 }
 
 func (s *Set) checkAttachment(p *problems, a *Attachment) []string {
-	g := s.Group(a.Spec.Group)
-	if g == nil {
-		p.add(NotFound, "spec.group", "no ProxyGroup is named %q; see `vpcproxyctl get groups`", a.Spec.Group)
-	} else {
-		s.checkMembersHaveENI(p, a, g)
-		s.checkHaVip(p, a, g)
-	}
+	s.checkGroups(p, a)
 	for i, n := range a.Spec.Nodes {
 		if node := s.Node(n); node == nil {
 			p.add(NotFound, fmt.Sprintf("spec.nodes[%d]", i), "no Node is named %q; see `vpcproxyctl get nodes`", n)
@@ -63,24 +58,45 @@ func (s *Set) checkAttachment(p *problems, a *Attachment) []string {
 	return s.checkOverlap(p, a)
 }
 
-func (s *Set) checkMembersHaveENI(p *problems, a *Attachment, g *ProxyGroup) {
+// checkMembersHaveENI takes the groups' members with their groups.
+func (s *Set) checkMembersHaveENI(p *problems, a *Attachment, members map[string]string) {
 	strangers := false
 	for i, e := range a.Spec.ENIs {
 		f := fmt.Sprintf("spec.enis[%d].node", i)
 		switch {
-		case e.Node == "" && len(g.Spec.Members) > 1:
-			p.invalid(f, "is missing; group %s has %d members", g.ObjectName(), len(g.Spec.Members))
-		case e.Node != "" && !g.HasMember(e.Node):
+		case e.Node == "" && len(members) > 1:
+			p.invalid(f, "is missing; %s", a.servers(len(members)))
+		case e.Node != "" && members[e.Node] == "":
 			strangers = true
-			p.add(NotFound, f, "%q is not a member of group %s", e.Node, g.ObjectName())
+			p.add(NotFound, f, "%q is not a member of %s", e.Node, a.groupText())
 		}
 	}
 	// One who is named wrongly is probably the member that is missing.
-	for _, m := range g.Spec.Members {
-		if _, ok := a.ENIOn(m.Node); !ok && !strangers {
-			p.invalid("spec.enis", "group %s has the member %s, which no entry names", g.ObjectName(), m.Node)
+	for _, m := range slices.Sorted(maps.Keys(members)) {
+		if _, ok := a.ENIOn(m); !ok && !strangers {
+			p.invalid("spec.enis", "group %s has the member %s, which no entry names", members[m], m)
 		}
 	}
+}
+
+// groupText names the groups in an error.
+func (a *Attachment) groupText() string {
+	services := a.Services()
+	if len(services) == 1 {
+		return "group " + services[0].Name
+	}
+	names := make([]string, len(services))
+	for i, s := range services {
+		names[i] = s.Name
+	}
+	return "the groups " + strings.Join(names, ", ")
+}
+
+func (a *Attachment) servers(members int) string {
+	if len(a.Services()) == 1 {
+		return fmt.Sprintf("%s has %d members", a.groupText(), members)
+	}
+	return fmt.Sprintf("%s have %d members", a.groupText(), members)
 }
 
 // checkPair refuses what two attachments cannot share.
@@ -95,8 +111,10 @@ func (s *Set) checkPair(p *problems, a, other *Attachment) {
 	if keyless && other.EffectiveScope() == ScopeHost && !otherKeyed {
 		p.add(Conflict, "spec.greKey", "attachment %s has scope host and no key too; a machine has one keyless tunnel, so give a key", name)
 	}
-	if a.Spec.HaVip.IsValid() && a.Spec.HaVip == other.Spec.HaVip && a.Spec.VPC == other.Spec.VPC {
-		p.add(Conflict, "spec.haVip", "%s is the haVip of attachment %s in the same VPC", a.Spec.HaVip, name)
+	for i, svc := range a.Services() {
+		if slices.Contains(other.HaVips(), svc.HaVip) && a.Spec.VPC == other.Spec.VPC {
+			p.add(Conflict, a.haVipField(i), "%s is the haVip of attachment %s in the same VPC", svc.HaVip, name)
+		}
 	}
 	s.checkSharedENI(p, a, other)
 	source := sharedSource(a, other)
@@ -129,13 +147,11 @@ func (s *Set) holders(a *Attachment, e ENI) []string {
 	if e.Node != "" {
 		return []string{e.Node}
 	}
-	g := s.Group(a.Spec.Group)
-	if g == nil {
-		return nil
-	}
-	names := make([]string, len(g.Spec.Members))
-	for i, m := range g.Spec.Members {
-		names[i] = m.Node
+	var names []string
+	for _, g := range s.GroupsOf(a) {
+		for _, m := range g.Spec.Members {
+			names = append(names, m.Node)
+		}
 	}
 	return names
 }

@@ -2,7 +2,6 @@ package intent
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 )
@@ -261,24 +260,25 @@ func (g *ProxyGroup) refuseElectionFields(p *problems) {
 
 // validateHaVip checks the ENI side's HaVip in itself.
 func (a *Attachment) validateHaVip(p *problems) {
-	p.inner("spec.haVip", a.Spec.HaVip)
-	if a.Spec.HaVip.IsValid() && a.Spec.SNATAddress.IsValid() {
+	if len(a.HaVips()) > 0 && a.Spec.SNATAddress.IsValid() {
 		p.invalid("spec.snatAddress", "is set beside spec.haVip, which is the source that the user VPC sees; leave it out")
 	}
 	for i, e := range a.Spec.ENIs {
-		if a.Spec.HaVip.IsValid() && slices.ContainsFunc(e.Addresses, func(o netip.Prefix) bool { return o.Addr() == a.Spec.HaVip }) {
-			p.invalid(fmt.Sprintf("spec.enis[%d].addresses", i), "holds spec.haVip (%s), which moves between the proxies; leave it out here", a.Spec.HaVip)
+		for _, o := range e.Addresses {
+			if v := slices.Index(a.HaVips(), o.Addr()); v >= 0 {
+				p.invalid(fmt.Sprintf("spec.enis[%d].addresses", i), "holds the haVip %s, which moves between the proxies; leave it out here", o.Addr())
+			}
 		}
 	}
 }
 
-// checkHaVip checks an attachment's HaVip against its group.
-func (s *Set) checkHaVip(p *problems, a *Attachment, g *ProxyGroup) {
+// checkHaVip checks an attachment's HaVip against the group it moves with.
+func (s *Set) checkHaVip(p *problems, field string, svc Service, g *ProxyGroup) {
 	switch {
-	case g.Elects() && !a.Spec.HaVip.IsValid():
-		p.invalid("spec.haVip", "is missing; group %s has the haVip %s, so give an address of the user's subnet that moves with it (--havip)", g.ObjectName(), g.Spec.HaVip)
-	case !g.Elects() && a.Spec.HaVip.IsValid():
-		p.invalid("spec.haVip", "is set, but group %s has none and nothing would move it; use spec.snatAddress, or give the group a haVip", g.ObjectName())
+	case g.Elects() && !svc.HaVip.IsValid():
+		p.invalid(field, "is missing; group %s has the haVip %s, so give an address of the user's subnet that moves with it (--havip)", g.ObjectName(), g.Spec.HaVip)
+	case !g.Elects() && svc.HaVip.IsValid():
+		p.invalid(field, "is set, but group %s has none and nothing would move it; use spec.snatAddress, or give the group a haVip", g.ObjectName())
 	}
 }
 

@@ -88,7 +88,11 @@ type AttachmentSpec struct {
 	// CIDRs are the destinations inside the VPC.
 	CIDRs []netip.Prefix `json:"cidrs"`
 	// Group names the ProxyGroup that serves the attachment.
-	Group string `json:"group"`
+	Group string `json:"group,omitempty"`
+	// Groups names several, instead of Group: function hosts spread over
+	// those that are alive, and prefer those in their own zone. That needs
+	// BGP; without it they use the first.
+	Groups []Service `json:"groups,omitempty"`
 	// Scope defaults to pods.
 	Scope Scope `json:"scope,omitempty"`
 	// Pods are pod sources that use the attachment (scope pods). Others are
@@ -203,6 +207,8 @@ const (
 	RoleFunction   Role = "function"
 	RoleProxy      Role = "proxy"
 	RoleController Role = "controller"
+	// RoleReflector reflects BGP routes between the other nodes.
+	RoleReflector Role = "reflector"
 )
 
 // Node is a machine that runs vpcproxyd.
@@ -228,6 +234,9 @@ type NodeSpec struct {
 	// PodCIDRs are the ranges of the pods on this node; empty means that
 	// any pod may be here.
 	PodCIDRs []netip.Prefix `json:"podCIDRs,omitempty"`
+	// Zone is where the node is, such as an availability zone: function
+	// hosts prefer proxies of their own.
+	Zone string `json:"zone,omitempty"`
 	// Cordoned keeps a proxy from being active in any group, until it is
 	// unset. An agent that registers leaves it as it is.
 	Cordoned bool `json:"cordoned,omitempty"`

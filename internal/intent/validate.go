@@ -125,7 +125,7 @@ func (a *Attachment) Validate() error {
 	p := newProblems(a)
 	p.name("metadata.name", a.Metadata.Name)
 	p.name("spec.vpc", a.Spec.VPC)
-	p.name("spec.group", a.Spec.Group)
+	a.validateGroups(p)
 	if len(a.Spec.CIDRs) == 0 {
 		p.invalid("spec.cidrs", "is empty; give at least one subnet of the user VPC")
 	}
@@ -242,11 +242,11 @@ func (n *Node) Validate() error {
 	p := newProblems(n)
 	p.name("metadata.name", n.Metadata.Name)
 	if len(n.Spec.Roles) == 0 {
-		p.invalid("spec.roles", "is empty; want function, proxy or controller")
+		p.invalid("spec.roles", "is empty; want function, proxy, controller or reflector")
 	}
 	for i, r := range n.Spec.Roles {
-		if r != RoleFunction && r != RoleProxy && r != RoleController {
-			p.invalid(fmt.Sprintf("spec.roles[%d]", i), "%q is not known; want function, proxy or controller", r)
+		if r != RoleFunction && r != RoleProxy && r != RoleController && r != RoleReflector {
+			p.invalid(fmt.Sprintf("spec.roles[%d]", i), "%q is not known; want function, proxy, controller or reflector", r)
 		}
 	}
 	if n.HasRole(RoleFunction) || n.HasRole(RoleProxy) {
@@ -260,6 +260,9 @@ func (n *Node) Validate() error {
 		}
 	}
 	p.inner("spec.tunnelAddress", n.Spec.TunnelAddress)
+	if n.Spec.Zone != "" {
+		p.name("spec.zone", n.Spec.Zone)
+	}
 	for i, c := range n.Spec.UnderlayCIDRs {
 		p.cidr(fmt.Sprintf("spec.underlayCIDRs[%d]", i), c)
 	}

@@ -28,18 +28,26 @@ func (s *Set) Visible(node string, known ...string) *Set {
 		}
 	}
 	for _, a := range s.Attachments {
-		g := groups[a.Spec.Group]
-		if g == nil {
+		var serving []*ProxyGroup
+		serves := false
+		for _, svc := range a.Services() {
+			if g := groups[svc.Name]; g != nil {
+				serving = append(serving, g)
+				serves = serves || g.HasMember(node) && self.HasRole(RoleProxy)
+			}
+		}
+		if len(serving) == 0 {
 			continue
 		}
-		serves := g.HasMember(node) && self.HasRole(RoleProxy)
 		if !serves && !a.Uses(self) {
 			continue
 		}
 		out.Attachments = append(out.Attachments, a)
-		seen[g.ObjectName()] = true
-		for _, m := range g.Spec.Members {
-			nodes[m.Node] = true
+		for _, g := range serving {
+			seen[g.ObjectName()] = true
+			for _, m := range g.Spec.Members {
+				nodes[m.Node] = true
+			}
 		}
 		if serves {
 			s.addUsers(a, nodes)
@@ -136,7 +144,9 @@ func (s *Set) Retain(before *Set) *Set {
 		if !s.unreadable(a) {
 			continue
 		}
-		keep(KindProxyGroup, a.Spec.Group)
+		for _, svc := range a.Services() {
+			keep(KindProxyGroup, svc.Name)
+		}
 		for _, n := range before.Nodes {
 			if a.Uses(n) {
 				keep(KindNode, n.ObjectName())

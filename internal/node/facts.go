@@ -136,7 +136,7 @@ func interfaces(netns string, links []kernel.Link, addresses []kernel.Address) [
 		if len(l.MAC) != len("00:00:00:00:00:00") || strings.HasPrefix(l.Name, desired.LinkPrefix) || l.Name == "lo" {
 			continue
 		}
-		i := plan.Interface{Netns: netns, Name: l.Name, MAC: l.MAC, PCI: l.PCI}
+		i := plan.Interface{Netns: netns, Name: l.Name, MAC: l.MAC, PCI: l.PCI, NoCarrier: l.Up && !l.Lower}
 		for _, a := range addresses {
 			// A HaVip comes and goes with the election, and changes no plan.
 			if a.Link == l.Index && !a.LinkLocal && a.Protocol != desired.HaVipProtocol {

@@ -24,9 +24,9 @@ func (b *builder) outer(g *intent.ProxyGroup) netip.Addr {
 // source returns the address that the user VPC sees; none means the ENI's
 // primary one. In a group that elects it is the HaVip and never an address of
 // the ENI: flows must go on from the other proxy.
-func source(a *intent.Attachment) netip.Addr {
-	if a.Spec.HaVip.IsValid() {
-		return a.Spec.HaVip
+func source(a *intent.Attachment, g *intent.ProxyGroup) netip.Addr {
+	if havip := a.HaVipIn(g.ObjectName()); havip.IsValid() {
+		return havip
 	}
 	return a.Spec.SNATAddress
 }
@@ -81,7 +81,7 @@ func (b *builder) election(g *intent.ProxyGroup, served []*intent.Attachment) de
 	}
 	e.HaVips = append(e.HaVips, desired.HaVip{Link: b.facts.UnderlayLink, Addr: g.Spec.HaVip})
 	for _, a := range served {
-		if a.Spec.Group != g.ObjectName() {
+		if b.set.GroupOn(a, b.self.ObjectName()) != g {
 			continue
 		}
 		netns := desired.LinkPrefix + ID(a.ObjectName())
@@ -90,7 +90,7 @@ func (b *builder) election(g *intent.ProxyGroup, served []*intent.Attachment) de
 			e.Missing = append(e.Missing, a.ObjectName())
 			continue
 		}
-		e.HaVips = append(e.HaVips, desired.HaVip{Attachment: a.ObjectName(), Netns: netns, Link: link, Addr: a.Spec.HaVip})
+		e.HaVips = append(e.HaVips, desired.HaVip{Attachment: a.ObjectName(), Netns: netns, Link: link, Addr: a.HaVipIn(g.ObjectName())})
 	}
 	return e
 }

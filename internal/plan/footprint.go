@@ -18,6 +18,7 @@ type Footprint struct {
 	Key        uint32
 	Table      uint32 // routing table of a function host
 	Steers     []desired.SteerKey
+	Nexthops   []uint32
 }
 
 // Owns tells whether the attachment depends on an object, given by its key of
@@ -45,6 +46,10 @@ func (f Footprint) Owns(key any) bool {
 		return k.Netns == f.Netns && (f.Netns != "" || !strings.Contains(k.Name, "/"+desired.LinkPrefix) || strings.Contains(k.Name, "/"+f.Link+"/"))
 	case desired.RouteKey:
 		return k.Netns == f.Netns && (f.Netns != "" || k.Table == f.Table)
+	case desired.NexthopKey:
+		return k.Netns == f.Netns && slices.Contains(f.Nexthops, k.ID)
+	case desired.PathKey:
+		return k.Netns == f.Netns && (f.Netns == "" || k.RD.Number == f.Key)
 	case desired.RuleKey:
 		return k.Netns == f.Netns && k.Table == f.Table
 	case desired.SteerKey:

@@ -36,6 +36,7 @@ func (b *builder) function(attachments []*intent.Attachment) {
 		}
 	}
 	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/ip_forward"}] = desired.Sysctl{Value: "1"}
+	b.announceHost(attachments)
 	if tunnel.IsValid() {
 		b.state.NAT[desired.NATKey{}] = hostNAT(tunnel, mtu)
 	}
@@ -84,38 +85,36 @@ func (b *builder) steer(a *intent.Attachment, slot uint32) {
 	}
 }
 
-// carry plans the path to the attachment's proxy and returns its MTU, or 0 if
+// carry plans the path to the attachment's proxies and returns its MTU, or 0 if
 // there is no path.
 func (b *builder) carry(a *intent.Attachment, slot uint32, tunnel netip.Addr) int {
-	g := b.set.Group(a.Spec.Group)
 	key, keyed, ok := b.key(a)
 	if !ok || !tunnel.IsValid() {
 		return 0
 	}
-	nbma := b.outer(g)
-	switch {
-	case !nbma.IsValid():
-		b.problem(a, "its proxy %s has not registered yet", g.Spec.Members[0].Node)
-		return 0
-	case !g.Tunnel().IsValid():
-		b.problem(a, "group %s has no tunnel address yet; without a controller set spec.tunnelAddress", g.ObjectName())
+	all, chosen := b.gateways(a)
+	if len(all) == 0 {
 		return 0
 	}
 	local := b.self.Spec.UnderlayAddress
 	link := b.tunnelLink("", a, local, key, keyed)
-	b.peer(local, nbma, key, keyed)
+	for _, g := range all { // a group that comes alive must be able to answer at once
+		b.peer(local, g.nbma, key, keyed)
+	}
 	b.state.Addresses[desired.AddressKey{Link: link.Name, Prefix: host(tunnel)}] = desired.Address{}
-	b.state.Neighbors[desired.NeighborKey{Link: link.Name, Addr: g.Tunnel()}] = desired.Neighbor{NBMA: nbma}
 	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/conf/" + link.Name + "/rp_filter"}] = desired.Sysctl{Value: b.rpFilter()}
-	table, source := b.cfg.TableBase+slot, netip.Addr{}
+	way, ok := b.ways(a, link.Name, chosen)
+	if !ok {
+		return b.mtu(keyed)
+	}
+	table := b.cfg.TableBase + slot
 	if a.EffectiveScope() == intent.ScopeHost {
 		// The host's own packets must carry an address that the proxy
 		// has a neighbor entry for.
-		table, source = mainTable, tunnel
+		table, way.Source = mainTable, tunnel
 	}
 	for _, dst := range a.Spec.CIDRs {
-		b.state.Routes[desired.RouteKey{Table: table, Dst: dst}] =
-			desired.Route{Link: link.Name, Via: g.Tunnel(), Onlink: true, Source: source}
+		b.state.Routes[desired.RouteKey{Table: table, Dst: dst}] = way
 	}
 	return b.mtu(keyed)
 }

@@ -35,6 +35,16 @@ type Facts struct {
 	// ForeignTunnels are GRE tunnels of others that share our underlay
 	// address; their peers must stay admitted.
 	ForeignTunnels []Tunnel
+	// Live is what BGP says; nil is static mode, or that nothing has been
+	// heard yet: then intent is all there is to go by.
+	Live *Live
+	// Active names the groups that this node is the active proxy of.
+	Active map[string]bool
+	// Broken names the namespaces in which something wanted cannot be put in
+	// place: what they carry is not announced.
+	Broken map[string]bool
+	// Hashing is how the kernel can spread flows.
+	Hashing Hashing
 }
 
 // Interface is a link that could be an ENI.
@@ -44,6 +54,7 @@ type Interface struct {
 	MAC       string // lower case
 	PCI       string
 	Addresses []netip.Prefix
+	NoCarrier bool // it is up, and the other end is not
 }
 
 // Tunnel is a point-to-point GRE tunnel.
@@ -64,6 +75,11 @@ type Config struct {
 	// Neighbors says when a proxy makes the neighbor entries of its
 	// function hosts; "" is NeighborsEager.
 	Neighbors Neighbors
+	// BGP, if not nil, has the node announce what it carries.
+	BGP *BGP
+	// IdleSeconds is how long a flow is silent before it may move to a group
+	// that has joined; 0 is DefaultIdleSeconds.
+	IdleSeconds uint32
 }
 
 // Neighbors says when neighbor entries are made.
@@ -124,6 +140,8 @@ type builder struct {
 	cfg   Config
 	state desired.State
 	plan  Plan
+	// numbers of nexthop objects that are taken, less nexthopBase
+	numbers map[uint32]bool
 }
 
 func (b *builder) problem(a *intent.Attachment, format string, args ...any) {
@@ -152,15 +170,15 @@ func (b *builder) build() {
 	var carried, served []*intent.Attachment
 	short := map[string]string{}
 	for _, a := range set.Attachments {
-		g, id := set.Group(a.Spec.Group), ID(a.ObjectName())
+		g, id := set.GroupOn(a, node), ID(a.ObjectName())
 		other, taken := short[id]
 		short[id] = a.ObjectName()
 		switch {
 		case taken:
 			b.problem(a, "has the short name %s, as attachment %s has; rename one of them", id, other)
-		case g == nil:
-			b.problem(a, "its group %s is not known to this node", a.Spec.Group)
-		case b.self.HasRole(intent.RoleProxy) && g.HasMember(node):
+		case len(set.GroupsOf(a)) == 0:
+			b.problem(a, "its group %s is not known to this node", a.Services()[0].Name)
+		case b.self.HasRole(intent.RoleProxy) && g != nil:
 			served = append(served, a)
 			if a.Uses(b.self) && len(a.Spec.Nodes) > 0 {
 				b.problem(a, "this node is a proxy of group %s and cannot be a function host of the same attachment", g.ObjectName())

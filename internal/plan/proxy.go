@@ -19,7 +19,7 @@ func (b *builder) proxy(attachments []*intent.Attachment) {
 }
 
 func (b *builder) serve(a *intent.Attachment) {
-	g := b.set.Group(a.Spec.Group)
+	g := b.set.GroupOn(a, b.self.ObjectName())
 	netns := desired.LinkPrefix + ID(a.ObjectName())
 	key, keyed, ok := b.key(a)
 	b.plan.Footprints = append(b.plan.Footprints, Footprint{Attachment: a.ObjectName(), Role: intent.RoleProxy,
@@ -41,13 +41,14 @@ func (b *builder) serve(a *intent.Attachment) {
 		Guarded: []string{link.Name},
 	}
 	if eni, found := b.eni(a, netns); found {
-		b.vpcSide(a, netns, eni)
-		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: source(a)}}
+		b.vpcSide(a, g, netns, eni)
+		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: source(a, g)}}
 		nat.Forward = []desired.Forward{{In: link.Name, Out: eni.Name}}
 		nat.Guarded = append(nat.Guarded, eni.Name)
 		// Forwarding opens only when there is a way to forward to, and
 		// after the filter is in place (stage order).
 		b.state.Sysctls[desired.SysctlKey{Netns: netns, Name: "net/ipv4/ip_forward"}] = desired.Sysctl{Value: "1"}
+		b.announce(a, g, netns, eni, key, keyed)
 	}
 	b.state.NAT[desired.NATKey{Netns: netns}] = nat
 }
@@ -71,12 +72,13 @@ func (b *builder) hostsSide(a *intent.Attachment, link desired.LinkKey, local ne
 			b.problem(a, "function host %s has no tunnel address yet", n.ObjectName())
 			continue
 		}
-		b.peer(local, n.Spec.UnderlayAddress, key, keyed)
+		underlay := b.underlayOf(n)
+		b.peer(local, underlay, key, keyed)
 		if asks {
 			b.solicit(link, tunnel)
 		}
 		b.state.Neighbors[desired.NeighborKey{Netns: link.Netns, Link: link.Name, Addr: tunnel}] =
-			desired.Neighbor{NBMA: n.Spec.UnderlayAddress, OnDemand: onDemand}
+			desired.Neighbor{NBMA: underlay, OnDemand: onDemand}
 		dst := host(tunnel)
 		if pool.Contains(tunnel) {
 			dst = pool
@@ -108,6 +110,17 @@ func (b *builder) solicit(link desired.LinkKey, a netip.Addr) {
 	for name, value := range map[string]string{"app_solicit": "1", "mcast_solicit": "0"} {
 		b.state.Sysctls[desired.SysctlKey{Netns: link.Netns, Name: "net/" + family + "/neigh/" + link.Name + "/" + name}] = desired.Sysctl{Value: value}
 	}
+}
+
+// underlayOf returns where a function host is: as it has announced, or as the
+// intent has it.
+func (b *builder) underlayOf(n *intent.Node) netip.Addr {
+	if b.facts.Live != nil {
+		if moved, ok := b.facts.Live.Moved[n.Tunnel()]; ok {
+			return moved
+		}
+	}
+	return n.Spec.UnderlayAddress
 }
 
 // eni finds the attachment's interface among the facts.
@@ -165,7 +178,7 @@ func describe(e intent.ENI) string {
 }
 
 // vpcSide plans the ENI and the way into the user VPC.
-func (b *builder) vpcSide(a *intent.Attachment, netns string, eni Interface) {
+func (b *builder) vpcSide(a *intent.Attachment, g *intent.ProxyGroup, netns string, eni Interface) {
 	b.state.ENIs[desired.ENIKey{Netns: netns, Name: eni.Name}] = desired.ENI{MAC: eni.MAC}
 	spec, _ := a.ENIOn(b.self.ObjectName())
 	add := spec.Addresses
@@ -180,8 +193,8 @@ func (b *builder) vpcSide(a *intent.Attachment, netns string, eni Interface) {
 	for _, p := range all {
 		sources = append(sources, p.Addr())
 	}
-	if a.Spec.HaVip.IsValid() { // on a standby, too: the guard need not move
-		sources = append(sources, a.Spec.HaVip)
+	if havip := a.HaVipIn(g.ObjectName()); havip.IsValid() { // on a standby, too: the guard need not move
+		sources = append(sources, havip)
 	}
 	slices.SortFunc(sources, netip.Addr.Compare)
 	b.state.Egress[desired.EgressKey{Netns: netns, Link: eni.Name}] = desired.Egress{Sources: slices.Compact(sources)}
