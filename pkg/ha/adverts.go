@@ -26,7 +26,7 @@ func (m *Machine) backupHears(a Advert) {
 		m.timer = m.now + Skew(m.Priority(), m.activeInterval)
 		return
 	}
-	if a.Priority < m.Priority() && m.preempts() && m.delayOver() {
+	if a.Priority < m.Priority() && (m.preempts() && m.delayOver() || m.unwell(a)) {
 		return // the timer goes on
 	}
 	if a.Priority >= m.Priority() {
@@ -34,6 +34,13 @@ func (m *Machine) backupHears(a Advert) {
 	}
 	m.activeAddr, m.activePriority = a.From, a.Priority
 	m.listen(a.Interval)
+}
+
+// unwell says whether an advert's sender has lowered its own priority, as a
+// track of it demands.
+func (m *Machine) unwell(a Advert) bool {
+	p, ok := m.cfg.peer(a.From)
+	return ok && a.Priority < p.Priority && m.now >= m.holdUntil
 }
 
 // delayOver says whether a lower priority has been heard for PreemptDelay.

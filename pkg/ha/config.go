@@ -33,8 +33,10 @@ type Config struct {
 	// between equal priorities.
 	Local netip.Addr
 	// Peers, if any, get adverts by unicast and are the only ones listened to.
-	// Without peers the instance is multicast.
+	// Without peers the instance is multicast, unless Unicast is set.
 	Peers []Peer
+	// Unicast keeps an instance that has no peers, for now, from multicast.
+	Unicast bool
 	// NoPreempt leaves a node of lower priority active. An owner always
 	// preempts (6.1).
 	NoPreempt bool
@@ -62,6 +64,11 @@ type Peer struct {
 	// is 255, as on one link (5.1.1.3): routed peers need a lower one. Zero
 	// MaxTTL is 255.
 	MinTTL, MaxTTL uint8
+	// Priority, if not 0, is what the peer is configured with. While it
+	// advertises less it says that it is not fit, and whoever is fitter takes
+	// over at once, whatever NoPreempt and PreemptDelay say: they are about
+	// preference.
+	Priority uint8
 }
 
 func (p Peer) admits(ttl int) bool {
@@ -111,7 +118,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	// 5.2.9, erratum 8300.
-	if c.Local.Is6() && len(c.Peers) == 0 && len(c.Addresses) > 0 && !c.Addresses[0].IsLinkLocalUnicast() {
+	if c.Local.Is6() && c.multicast() && len(c.Addresses) > 0 && !c.Addresses[0].IsLinkLocalUnicast() {
 		bad("first address %v: over IPv6 multicast it must be the virtual router's link-local address", c.Addresses[0])
 	}
 	if c.DownAdverts < 0 || c.Sends < 0 || c.Sends > maxSends || c.PreemptDelay < 0 || c.StartupDelay < 0 {
@@ -149,6 +156,8 @@ func (c *Config) validateTracks() error {
 	}
 	return nil
 }
+
+func (c *Config) multicast() bool { return len(c.Peers) == 0 && !c.Unicast }
 
 func (c *Config) downAdverts() int {
 	if c.DownAdverts == 0 {

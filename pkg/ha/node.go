@@ -295,7 +295,7 @@ func (n *Node) send(decided time.Duration, s Send) {
 		n.stats.stale.Add(1)
 		return
 	}
-	if len(cfg.Peers) == 0 {
+	if cfg.multicast() {
 		n.sendTo(n.group, s.Priority)
 		return
 	}
@@ -331,7 +331,7 @@ func (n *Node) Post(ctx context.Context, e Event) error {
 		if err := e.Config.Validate(); err != nil {
 			return err
 		}
-		if old := n.cfg.Instance; e.Config.VRID != old.VRID || e.Config.Local != old.Local || (len(e.Config.Peers) == 0) != (len(old.Peers) == 0) {
+		if old := n.cfg.Instance; e.Config.VRID != old.VRID || e.Config.Local != old.Local || e.Config.multicast() != old.multicast() {
 			return fmt.Errorf("ha: instance %q: VRID, local address and the choice of unicast or multicast cannot change: stop it and start another", old.Name)
 		}
 	}

@@ -21,7 +21,7 @@ func receive(cfg *Config, v *vrrp.Verifier, d Datagram) (Advert, vrrp.Packet, er
 		return fail(vrrp.OwnAddress)
 	}
 	admits := func(ttl int) bool { return ttl == vrrp.HopLimit }
-	if len(cfg.Peers) == 0 {
+	if cfg.multicast() {
 		if !d.Dst.IsMulticast() {
 			return fail(vrrp.Unicast)
 		}

@@ -388,6 +388,8 @@ func TestReceive(t *testing.T) {
 		{"multicast", multicast, message(higher, group, 51), nil},
 		{"multicast, TTL 254", multicast, ttl(message(higher, group, 51), 254), vrrp.TTL},
 		{"multicast, other VRID", multicast, message(higher, group, 52), vrrp.VRID},
+		{"unicast without peers, multicast", Config{VRID: 51, Local: local, Unicast: true}, message(higher, group, 51), vrrp.Multicast},
+		{"unicast without peers", Config{VRID: 51, Local: local, Unicast: true}, message(higher, local, 51), vrrp.UnknownPeer},
 		{"multicast, to us alone", multicast, message(higher, local, 51), vrrp.Unicast},
 		{"multicast, from ourselves", multicast, message(local, group, 51), vrrp.OwnAddress},
 		{"unicast", unicast, message(higher, local, 51), nil},

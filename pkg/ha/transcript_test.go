@@ -176,6 +176,9 @@ func parseConfig(t *testing.T, c Config, f []string) Config {
 			c.DownAdverts = number(t, v)
 		case "sends":
 			c.Sends = number(t, v)
+		case "peer":
+			address, priority, _ := strings.Cut(v, "/")
+			c.Peers = append(c.Peers[:len(c.Peers):len(c.Peers)], Peer{Addr: netip.MustParseAddr(address), Priority: uint8(number(t, priority))})
 		case "track":
 			name, weight, _ := strings.Cut(v, ":")
 			c.Tracks = append(c.Tracks[:len(c.Tracks):len(c.Tracks)], Track{name, number(t, weight)})
