@@ -79,11 +79,8 @@ func (m *metrics) follow(t *nodeTask) {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	flag := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
+	if t.elections != nil {
+		m.registry.MustRegister(electionMetrics{t.elections})
 	}
 	gauge("vpcproxy_in_sync", "1 if the kernel holds all that is planned.", func() float64 { return flag(t.node.Status().InSync) })
 	gauge("vpcproxy_intent_connected", "1 if intent is being followed, 0 if the last one is kept.", func() float64 { return flag(t.source.Problem() == nil) })

@@ -14,6 +14,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/api/transport"
 	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
 	"github.com/vpcproxy/vpcproxy/internal/config"
+	"github.com/vpcproxy/vpcproxy/internal/election"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/node"
@@ -43,6 +44,8 @@ type nodeTask struct {
 	follow  *source.Controller // source, if that is a controller
 	socket  *transport.Listener
 	masq    *ipmasq.Follower // nil without nat.masq.config
+	// elections is nil without the role proxy.
+	elections *election.Manager
 }
 
 // buildNode adds the task that keeps this machine's kernel.
@@ -57,7 +60,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	if err != nil {
 		return err
 	}
-	t.node, err = node.New(node.Options{
+	options := node.Options{
 		Name:  a.cfg.Node,
 		Host:  host,
 		Kinds: kinds,
@@ -69,8 +72,13 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Log:      a.log,
 		Observer: m,
 		Changed:  func() { t.report() },
-	})
-	if err != nil {
+	}
+	if a.cfg.HasRole(intent.RoleProxy) {
+		if err := a.buildElections(t, &options); err != nil {
+			return err
+		}
+	}
+	if t.node, err = node.New(options); err != nil {
 		return err
 	}
 	t.gate = source.NewGate(filepath.Join(a.cfg.StateDirectory, "intent.json"), a.log, t.node.SetIntent)
@@ -157,6 +165,9 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	run(t.serve)
 	if t.masq != nil {
 		run(t.masq.Run)
+	}
+	if t.elections != nil {
+		run(t.elections.Run)
 	}
 	tasks.Wait()
 	return errors.Join(errs...)

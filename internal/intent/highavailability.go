@@ -83,7 +83,7 @@ const (
 // Track says what the failure of something does to a proxy's priority.
 type Track struct {
 	Name TrackName `json:"name"`
-	// Effect defaults to lower.
+	// Effect defaults to lower, and for the underlay to fault.
 	Effect Effect `json:"effect,omitempty"`
 	// By is what effect lower takes from the priority, 1 to 253. The result is
 	// at least 1. Default 253.
@@ -154,6 +154,11 @@ func (g *ProxyGroup) Track(name TrackName) Track {
 	}
 	if t.Effect == "" {
 		t.Effect = EffectLower
+		if name == TrackUnderlay && t.By == 0 {
+			// It cannot be heard: it must not hold on to what it has inside
+			// the user VPCs.
+			t.Effect = EffectFault
+		}
 	}
 	if t.By == 0 {
 		t.By = defaultLowering

@@ -181,8 +181,8 @@ type ProxyGroupSpec struct {
 	MinTTL uint32 `json:"minTTL,omitempty"`
 	// Checksum is the form that is sent; default rfc9568.
 	Checksum Checksum `json:"checksum,omitempty"`
-	// Tracks say what lowers a proxy's priority; what is not listed lowers it
-	// to 1.
+	// Tracks say what the failure of something does. Not listed, the underlay's
+	// takes the proxy out of the election, and another's lowers the priority to 1.
 	Tracks []Track `json:"tracks,omitempty"`
 }
 

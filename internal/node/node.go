@@ -42,6 +42,11 @@ type Options struct {
 	Observer reconcile.Observer // may be nil
 	// Changed, if not nil, is called after every plan and every pass.
 	Changed func()
+	// Elections, if not nil, is told what each plan takes part in. It must not
+	// block.
+	Elections func([]desired.Election)
+	// Hinted, if not nil, is told of every hint. It must not block.
+	Hinted func(kernel.Hint)
 }
 
 // Node plans and reconciles. Its methods are safe for concurrent use.
@@ -201,6 +206,9 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 	}
 	n.current, n.planned, n.interfaces = p, set, interfaces
 	n.mu.Unlock()
+	if n.opts.Elections != nil {
+		n.opts.Elections(p.Elections)
+	}
 	n.changed()
 }
 
@@ -293,6 +301,9 @@ func (n *Node) hint(netns string, h kernel.Hint) {
 		n.mu.Lock()
 		n.synced = true
 		n.mu.Unlock()
+	}
+	if n.opts.Hinted != nil {
+		n.opts.Hinted(h)
 	}
 	if h == kernel.HintAll {
 		n.loop.HintAll()

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// verifyEvery is how often election and kernel are compared. What somebody
-	// has deleted is back within a second.
-	verifyEvery = 500 * time.Millisecond
+	// verifyEvery is how often election and kernel are compared with nobody
+	// asking for it.
+	verifyEvery = 2 * time.Second
 	// askEvery is how often it is asked on the links who answers.
 	askEvery = 10 * time.Second
 	// answerWithin is how long an answer is waited for: ten times what a
@@ -48,9 +48,20 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-s.wake:
 		case <-timer.C:
 			s.tick(ctx)
+		case <-s.look:
+			s.repair(ctx)
 		case <-verify.C:
 			s.repair(ctx)
 		}
+	}
+}
+
+// Look has Run compare election and kernel soon: an address or a link may have
+// changed. It does not wait.
+func (s *Set) Look() {
+	select {
+	case s.look <- struct{}{}:
+	default:
 	}
 }
 

@@ -42,6 +42,7 @@ type Options struct {
 type Set struct {
 	opts Options
 	wake chan struct{} // buffered, 1: the schedule has changed
+	look chan struct{} // buffered, 1: compare now
 
 	mu        sync.Mutex
 	addresses []Address // the underlay's first
@@ -57,7 +58,7 @@ type Set struct {
 // NewSet returns a Set that holds nothing. Run keeps it so, or otherwise.
 func NewSet(o Options) *Set {
 	o.Log = o.Log.With("group", o.Group)
-	return &Set{opts: o, wake: make(chan struct{}, 1), unready: map[Address]bool{}, failing: map[string]bool{}}
+	return &Set{opts: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), unready: map[Address]bool{}, failing: map[string]bool{}}
 }
 
 // Replace changes which addresses there are, the underlay's first. If the set is

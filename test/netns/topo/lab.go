@@ -49,6 +49,10 @@ type Layout struct {
 	Proxies int      // proxy1, proxy2, …, with an ENI in each VPC
 	VPCs    []string // names of the users' VPCs
 	MTU     int      // of the underlay; 0 is 1500
+	// OneLink puts the proxies on one link of the underlay, as addresses that
+	// move between them by ARP need. What GRE carries in segments is then not
+	// reassembled on the way: the throughput is not a routed underlay's.
+	OneLink bool
 	// Legacy lets the hosts' container platform use iptables-legacy, not the
 	// iptables of the distribution.
 	Legacy bool
@@ -161,6 +165,35 @@ func (l *Lab) buildUnderlay(_ context.Context, layout Layout) (err error) {
 	}
 	l.Control, err = l.underlayMachine("control", ControlAddress, layout.MTU)
 	return err
+}
+
+// proxyLink is the proxies' bridge in the router, if they are on one link.
+const proxyLink = "proxies"
+
+// buildProxyLink makes the proxies' bridge. The router answers ARP on it for
+// what is elsewhere.
+func (l *Lab) buildProxyLink(mtu int) error {
+	return errors.Join(
+		l.Router.addBridge(proxyLink, mtu, netip.MustParsePrefix("192.168.4.1/24")),
+		l.Router.setSysctl("net/ipv4/conf/"+proxyLink+"/proxy_arp", "1"),
+	)
+}
+
+// bridgedProxy makes a proxy on the proxies' bridge.
+func (l *Lab) bridgedProxy(name string, address netip.Addr, mtu int) (*Machine, error) {
+	m, err := l.machine(name)
+	if err != nil {
+		return nil, err
+	}
+	b := address.As4()
+	mac := net.HardwareAddr{0x02, 0, 0, b[1], b[2], b[3]}
+	if err := cable(port{machine: m, name: "eth0", mac: mac}, port{machine: l.Router, name: name, bridge: proxyLink}, mtu); err != nil {
+		return nil, err
+	}
+	return m, errors.Join(
+		m.addAddress("eth0", netip.PrefixFrom(address, 24)),
+		m.addRoute(netip.Prefix{}, netip.MustParseAddr("192.168.4.1"), "eth0"),
+	)
 }
 
 // underlayMachine makes a machine with one interface on the underlay. The
@@ -281,11 +314,18 @@ func (l *Lab) buildVPCs(_ context.Context, layout Layout) error {
 }
 
 func (l *Lab) buildProxies(_ context.Context, layout Layout) error {
+	join := l.underlayMachine
+	if layout.OneLink {
+		if err := l.buildProxyLink(layout.MTU); err != nil {
+			return err
+		}
+		join = l.bridgedProxy
+	}
 	for i := range layout.Proxies {
 		n := byte(i + 1)
 		p := &Proxy{Underlay: netip.AddrFrom4([4]byte{192, 168, 4, 3 + n}), ENIs: map[string]ENI{}}
 		var err error
-		if p.Machine, err = l.underlayMachine(fmt.Sprintf("proxy%d", n), p.Underlay, layout.MTU); err != nil {
+		if p.Machine, err = join(fmt.Sprintf("proxy%d", n), p.Underlay, layout.MTU); err != nil {
 			return err
 		}
 		l.Proxies = append(l.Proxies, p)

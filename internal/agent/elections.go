@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/vpcproxy/vpcproxy/internal/election"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/node"
+	"github.com/vpcproxy/vpcproxy/pkg/ha"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/vip"
+)
+
+// buildElections makes what a proxy elects with, and has the node tell it.
+func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
+	// Handles of its own: a move must not wait for a lock that a reconcile holds.
+	host, err := kernel.NewHost(kernel.HostOptions{})
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	wire := vip.NewEthernet(host)
+	a.close = append(a.close, host.Close, wire.Close)
+	t.elections = election.New(election.Options{
+		Host: host, Wire: wire, Health: t.health, Log: a.log,
+		Changed: func([]election.Group) { t.report() },
+	})
+	o.Elections, o.Hinted = t.elections.SetElections, t.elections.Hint
+	return nil
+}
+
+// health tells the elections how the rest of the agent is.
+func (t *nodeTask) health() election.Health {
+	s := t.node.Status()
+	h := election.Health{InSync: s.InSync, LastPass: s.Loop.LastPass}
+	select {
+	case <-t.node.Ready():
+		h.Ready = true
+	default:
+	}
+	return h
+}
+
+// electionMetrics reads the elections when it is asked for.
+type electionMetrics struct{ elections *election.Manager }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("vpcproxy_ha_"+name, help, append([]string{"group"}, labels...), nil)
+}
+
+var (
+	haState         = desc("state", "1 for the state that the node has in the group's election, 0 for the others.", "state")
+	haPriority      = desc("priority", "Priority in force, 1 to 255.")
+	haTransitions   = desc("transitions_total", "Changes of state.")
+	haTrack         = desc("track_up", "1 if what the priority depends on works.", "track")
+	haSent          = desc("adverts_sent_total", "Adverts sent.")
+	haSendErrors    = desc("advert_send_errors_total", "Adverts that could not be sent.")
+	haReceived      = desc("adverts_received_total", "Adverts accepted, by form of checksum.", "checksum")
+	haDiscarded     = desc("adverts_discarded_total", "Adverts discarded, by reason.", "reason")
+	haDiscrepancies = desc("havip_discrepancies", "HaVips for which election, kernel and what answers on the link differ.", "fault")
+	haMoveErrors    = desc("havip_move_errors_total", "Failed attempts to take the HaVips, to let go of them or to announce them.")
+	haStarted       = desc("running", "1 if the election is under way, 0 if it cannot be started.")
+)
+
+// Describe implements prometheus.Collector.
+func (electionMetrics) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{haState, haPriority, haTransitions, haTrack, haSent, haSendErrors, haReceived, haDiscarded,
+		haDiscrepancies, haMoveErrors, haStarted} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m electionMetrics) Collect(out chan<- prometheus.Metric) {
+	for _, s := range m.elections.Status() {
+		metric := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+			out <- prometheus.MustNewConstMetric(d, kind, v, append([]string{s.Election.Group}, labels...)...)
+		}
+		metric(haStarted, prometheus.GaugeValue, flag(s.Problem == ""))
+		if s.Problem != "" {
+			continue
+		}
+		for _, state := range []ha.State{ha.Initialize, ha.Backup, ha.Active, ha.Fault} {
+			metric(haState, prometheus.GaugeValue, flag(s.Node.State == state), state.String())
+		}
+		metric(haPriority, prometheus.GaugeValue, float64(s.Node.Priority))
+		metric(haTransitions, prometheus.CounterValue, float64(s.Stats.Transitions))
+		metric(haSent, prometheus.CounterValue, float64(s.Stats.Sent))
+		metric(haSendErrors, prometheus.CounterValue, float64(s.Stats.SendErrors))
+		metric(haMoveErrors, prometheus.CounterValue, float64(s.Stats.MoverFailures))
+		for name, up := range s.Tracks {
+			metric(haTrack, prometheus.GaugeValue, flag(up), name)
+		}
+		for form, n := range s.Stats.Checksums {
+			metric(haReceived, prometheus.CounterValue, float64(n), form)
+		}
+		for reason, n := range s.Stats.Discarded {
+			metric(haDiscarded, prometheus.CounterValue, float64(n), reason)
+		}
+		for _, fault := range vip.Faults {
+			n := 0
+			for _, d := range s.Discrepancies {
+				if d.Fault == fault {
+					n++
+				}
+			}
+			metric(haDiscrepancies, prometheus.GaugeValue, float64(n), string(fault))
+		}
+	}
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
