@@ -61,7 +61,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Printf("kernel %s, %d processors\n\n", strings.TrimSpace(string(release)), runtime.NumCPU())
-	for _, part := range []func(context.Context, string) error{comparePaths, measureEngine, measureAttach} {
+	for _, part := range []func(context.Context, string) error{comparePaths, measureEngine, measureFirstPacket, measureAttach} {
 		if err := part(ctx, files); err != nil {
 			return err
 		}

@@ -102,20 +102,15 @@ spec: {vpc: red, cidrs: [172.16.101.0/24], group: g1, greKey: 101, pods: [10.244
 `
 
 // ours makes the path by the product, from static intent.
-func ours(_ context.Context, lab *topo.Lab, files string) error {
+func ours(_ context.Context, lab *topo.Lab, files string) error { return oursWith(lab, files) }
+
+// writeIntent writes the manifests and returns their directory.
+func writeIntent(files string) (string, error) {
 	intent := filepath.Join(files, "intent")
 	if err := os.MkdirAll(intent, 0o755); err != nil {
-		return err
+		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(intent, "all.yaml"), []byte(manifests), 0o644); err != nil {
-		return err
-	}
-	for role, m := range map[string]*topo.Machine{"function": lab.Hosts[0].Machine, "proxy": lab.Proxies[0].Machine} {
-		if _, err := startAgent(m, files, "roles: ["+role+"]", "intent: {directory: "+intent+"}"); err != nil {
-			return err
-		}
-	}
-	return nil
+	return intent, os.WriteFile(filepath.Join(intent, "all.yaml"), []byte(manifests), 0o644)
 }
 
 // startAgent starts vpcproxyd with the lines as its configuration.
