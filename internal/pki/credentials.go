@@ -168,6 +168,50 @@ func (c *Credentials) ClientConfig(serverName string) *tls.Config {
 	}
 }
 
+// MemberConfig is for one connection to the node of that name, wherever it is: its
+// certificate must be of the same CA and speak for that node. Make a new one for
+// each connection.
+func (c *Credentials) MemberConfig(node string) *tls.Config {
+	m := c.material()
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{m.cert},
+		// The name is not one of the DNS: VerifyConnection checks the chain
+		// and the identity instead.
+		InsecureSkipVerify: true, //nolint:gosec // see above
+		VerifyConnection: func(s tls.ConnectionState) error {
+			id, err := peerIdentity(s)
+			if err != nil {
+				return err
+			}
+			intermediates := x509.NewCertPool()
+			for _, cert := range s.PeerCertificates[1:] {
+				intermediates.AddCert(cert)
+			}
+			_, err = s.PeerCertificates[0].Verify(x509.VerifyOptions{
+				Roots: m.pool, Intermediates: intermediates,
+				// Nodes have certificates to say who they are, not to
+				// be servers by a name; members say so to each other.
+				KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+			})
+			if err == nil {
+				err = id.mustBeNode(node)
+			}
+			return err
+		},
+	}
+}
+
+// MemberName returns the name of the node at the other end of a connection that
+// a listener with ServerConfig has accepted.
+func MemberName(s tls.ConnectionState) (string, error) {
+	id, err := peerIdentity(s)
+	if err == nil && !id.Has(RoleNode) {
+		err = fmt.Errorf("client is %s, not a node", id)
+	}
+	return id.Name, err
+}
+
 func peerIdentity(s tls.ConnectionState) (Identity, error) {
 	if len(s.PeerCertificates) == 0 {
 		return Identity{}, errors.New("peer showed no certificate")

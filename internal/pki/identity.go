@@ -68,3 +68,10 @@ func IdentityOf(c *x509.Certificate) (Identity, error) {
 	}
 	return id, nil
 }
+
+func (i Identity) mustBeNode(name string) error {
+	if i.Name != name || !i.Has(RoleNode) {
+		return fmt.Errorf("the other side is %s, not %s/%s", i, RoleNode, name)
+	}
+	return nil
+}

@@ -69,6 +69,7 @@ var only = []struct {
 		"a thread that is left in another namespace poisons whatever goroutine runs on it next"},
 	{"github.com/google/nftables", []string{"internal/nft"}, "one place knows the table's layout"},
 	{"github.com/osrg/gobgp", []string{"pkg/route/bgp/gobgp"}, "BGP is ours to describe; only one package knows who speaks it"},
+	{"github.com/mdlayher/socket", []string{"internal/conntrack"}, "one place knows ctnetlink: translation that is not sent pins a flow untranslated"},
 	{"go.etcd.io/etcd", []string{"internal/store"}, "the controller speaks to a store, not to etcd"},
 	{"os/exec", []string{"pkg/nat/iptables", "test/"},
 		"a fork costs more than a thousand netlink messages; only iptables has no other interface"},

@@ -1,0 +1,582 @@
+package session_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vpcproxy/vpcproxy/internal/conntrack"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/nft"
+	"github.com/vpcproxy/vpcproxy/internal/pki"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/session"
+	"github.com/vpcproxy/vpcproxy/test/lab"
+)
+
+// proxy is one member of the group "g": a directory of namespaces with one of
+// the name that all members give it.
+type proxy struct {
+	name string
+	host kernel.Host
+	dir  string
+	path string // of the namespace
+	conn *conntrack.Conn
+	m    *session.Manager
+	stop func()
+}
+
+const netns = "vpx-db"
+
+// pair makes two members, a and b, with certificates of one CA.
+func pair(t *testing.T, age time.Duration) (a, b *proxy) {
+	t.Helper()
+	lab.Require(t, lab.Conntrack, lab.NFTables)
+	ca := filepath.Join(t.TempDir(), "ca")
+	if _, err := pki.Init(ca, pki.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	a, b = newProxy(t, ca, "a", age), newProxy(t, ca, "b", age)
+	a.start(t, b)
+	b.start(t, a)
+	return a, b
+}
+
+func newProxy(t *testing.T, ca, name string, age time.Duration) *proxy {
+	t.Helper()
+	p := &proxy{name: name, dir: t.TempDir()}
+	if err := unix.Mount("none", p.dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(p.dir, unix.MNT_DETACH) })
+	var err error
+	if p.host, err = kernel.NewHost(kernel.HostOptions{NetnsDir: p.dir}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.host.Close() })
+	p.makeNamespace(t)
+	bundle, err := pki.Issue(ca, name, []pki.Role{pki.RoleNode}, pki.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
+	creds, err := pki.Load(bundle, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.m, err = session.Listen(t.Context(), session.Options{
+		Listen:       "127.0.0.1:0",
+		Credentials:  session.Credentials{Server: creds.ServerConfig(), Client: creds.MemberConfig, Peer: pki.MemberName},
+		NetnsDir:     p.dir,
+		ChooseEvents: nft.New(log, nft.Options{NetnsDir: p.dir}).AssuredEventsOnly,
+		Age:          age, Refresh: 200 * time.Millisecond, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *proxy) makeNamespace(t *testing.T) {
+	t.Helper()
+	if err := p.host.CreateNamespace(t.Context(), netns); err != nil {
+		t.Fatal(err)
+	}
+	p.path = filepath.Join(p.dir, netns)
+	c, err := conntrack.Open(p.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	p.conn = c
+}
+
+func (p *proxy) start(t *testing.T, other *proxy) {
+	p.m.Set([]session.Group{{
+		Name: "g", Others: []session.Member{{Node: other.name, Address: other.m.Address()}}, Namespaces: []string{netns},
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := p.m.Run(ctx); err != nil {
+			t.Errorf("%s: %v", p.name, err)
+		}
+	})
+	p.stop = func() { cancel(); running.Wait() }
+	t.Cleanup(p.stop)
+}
+
+// entries returns what the member's kernel has.
+func (p *proxy) entries(t *testing.T) map[conntrack.Tuple]conntrack.Entry {
+	t.Helper()
+	all := map[conntrack.Tuple]conntrack.Entry{}
+	if err := p.conn.Dump(t.Context(), conntrack.Assured, func(e *conntrack.Entry) { all[e.Orig] = *e }); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !f(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for: %s", what)
+		}
+		select {
+		case <-t.Context().Done():
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func same(a, b map[conntrack.Tuple]conntrack.Entry) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, e := range a {
+		if f, ok := b[k]; !ok || f.Reply != e.Reply {
+			return false
+		}
+	}
+	return true
+}
+
+// made returns n flows, the i-th translated to port base+i.
+func made(from, n int, snat string, base int) []conntrack.Entry {
+	dst := netip.MustParseAddrPort("172.16.101.5:5432")
+	var out []conntrack.Entry
+	for i := from; i < from+n; i++ {
+		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 12), byte(i >> 4 & 0xff)}), uint16(1024+i&15))
+		as := netip.AddrPortFrom(netip.MustParseAddr(snat), uint16(base+i))
+		out = append(out, conntrack.Entry{
+			Orig: conntrack.MakeTuple(unix.IPPROTO_TCP, src, dst), Reply: conntrack.MakeTuple(unix.IPPROTO_TCP, dst, as),
+			Status: conntrack.SeenReply | conntrack.Assured, Timeout: 3000, TCP: conntrack.TCP{State: conntrack.TCPEstablished},
+		})
+	}
+	return out
+}
+
+func (p *proxy) create(t *testing.T, entries []conntrack.Entry) {
+	t.Helper()
+	for _, err := range p.conn.Create(t.Context(), entries) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (p *proxy) remove(t *testing.T, entries []conntrack.Entry) {
+	t.Helper()
+	var tuples []conntrack.Tuple
+	for _, e := range entries {
+		tuples = append(tuples, e.Orig)
+	}
+	for _, err := range p.conn.Delete(t.Context(), tuples) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (p *proxy) status(t *testing.T) session.GroupStatus {
+	t.Helper()
+	for _, s := range p.m.Status() {
+		if s.Group == "g" {
+			return s
+		}
+	}
+	t.Fatal("the group is not known")
+	return session.GroupStatus{}
+}
+
+func TestStandbyFollowsTheActiveMember(t *testing.T) {
+	a, b := pair(t, 0)
+	all := made(0, 3000, "172.16.101.100", 20000)
+	a.create(t, all[:2000])
+	a.m.SetActive("g", true)
+	follows := func() bool { return same(a.entries(t), b.entries(t)) }
+	eventually(t, "the bulk", follows)
+	if n := len(b.entries(t)); n != 2000 {
+		t.Fatalf("%d entries", n)
+	}
+	a.create(t, all[2000:])
+	a.remove(t, all[:500])
+	eventually(t, "changes", follows)
+	if n := len(b.entries(t)); n != 2500 {
+		t.Fatalf("%d entries", n)
+	}
+	eventually(t, "nothing pending", func() bool { s := a.status(t); return s.Pending == 0 && s.Lag == 0 })
+	if s := a.status(t); !slices.Equal(s.Standbys, []string{"b"}) || s.Entries != 2500 {
+		t.Errorf("status %+v", s)
+	}
+
+	t.Run("drift", func(t *testing.T) {
+		b.remove(t, all[600:700])
+		stale := made(4000, 50, "172.16.101.100", 30000)
+		b.create(t, stale)
+		eventually(t, "repair of the standby's kernel", follows)
+	})
+	t.Run("changed translation", func(t *testing.T) {
+		a.remove(t, all[700:710])
+		a.create(t, made(700, 10, "172.16.101.100", 40000))
+		eventually(t, "the new translation", follows)
+	})
+	t.Run("reused translation", func(t *testing.T) {
+		// Other flows get the ports of ended ones.
+		a.remove(t, all[710:720])
+		a.create(t, made(5710, 10, "172.16.101.100", 15000))
+		eventually(t, "the new flows", follows)
+	})
+	t.Run("time-out and state", func(t *testing.T) {
+		e := all[800]
+		e.Timeout, e.TCP.State = 5000, conntrack.TCPFinWait
+		for _, err := range a.conn.Update(t.Context(), []conntrack.Entry{e}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the change", func() bool {
+			got := b.entries(t)[e.Orig]
+			return got.Timeout > 4000 && got.TCP.State == conntrack.TCPFinWait
+		})
+		e.TCP.State = conntrack.TCPTimeWait
+		for _, err := range a.conn.Update(t.Context(), []conntrack.Entry{e}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the end of a closed connection", func() bool {
+			_, there := b.entries(t)[e.Orig]
+			return !there
+		})
+		a.remove(t, []conntrack.Entry{e})
+	})
+	t.Run("namespace made anew", func(t *testing.T) {
+		if err := b.host.DeleteNamespace(t.Context(), netns); err != nil {
+			t.Fatal(err)
+		}
+		b.makeNamespace(t)
+		eventually(t, "entries in the new namespace", follows)
+	})
+}
+
+// After two hand-overs the first member has what the second had, and nothing of
+// its own first time.
+func TestNothingStaleAfterTwoHandOvers(t *testing.T) {
+	a, b := pair(t, 0)
+	all := made(0, 600, "172.16.101.100", 20000)
+	a.create(t, all[:300])
+	a.m.SetActive("g", true)
+	follows := func() bool { return same(a.entries(t), b.entries(t)) }
+	eventually(t, "the bulk", func() bool { return len(b.entries(t)) == 300 })
+
+	// Both are told apart in time, as in a failover: the new one first.
+	b.m.SetActive("g", true)
+	b.remove(t, all[:100])
+	b.create(t, all[300:])
+	// On a, which still thinks that it is active, a flow is born that clashes.
+	a.create(t, made(7300, 5, "172.16.101.100", 13000))
+	a.m.SetActive("g", false)
+	eventually(t, "the way back", func() bool { return follows() && len(a.entries(t)) == 500 })
+
+	a.m.SetActive("g", true)
+	b.m.SetActive("g", false)
+	a.remove(t, all[100:200])
+	eventually(t, "the second hand-over", func() bool { return follows() && len(b.entries(t)) == 400 })
+}
+
+func TestReconnectionResumes(t *testing.T) {
+	a, b := pair(t, 0)
+	all := made(0, 1100, "172.16.101.100", 20000)
+	a.create(t, all[:1000])
+	a.m.SetActive("g", true)
+	follows := func() bool { return same(a.entries(t), b.entries(t)) }
+	eventually(t, "the bulk", func() bool { return len(b.entries(t)) == 1000 })
+	eventually(t, "the acknowledgement", func() bool { return a.status(t).Pending == 0 })
+	before := a.status(t)
+
+	b.m.Set([]session.Group{{Name: "g", Namespaces: []string{netns}}}) // nobody to follow
+	eventually(t, "the loss to be noticed", func() bool { return a.status(t).Pending >= 1000 })
+	a.create(t, all[1000:])
+	a.remove(t, all[:50])
+	b.m.Set([]session.Group{{
+		Name: "g", Others: []session.Member{{Node: "a", Address: a.m.Address()}}, Namespaces: []string{netns},
+	}})
+	eventually(t, "the changes", func() bool { return follows() && len(b.entries(t)) == 1050 })
+	after := a.status(t)
+	if after.Resyncs != before.Resyncs || after.Sent-before.Sent > 300 {
+		t.Errorf("sent %d changes with %d whole copies, for 150 changes", after.Sent-before.Sent, after.Resyncs-before.Resyncs)
+	}
+}
+
+func TestStrangersGetNothing(t *testing.T) {
+	a, _ := pair(t, 0)
+	a.m.SetActive("g", true)
+	c, err := net.Dial("tcp", a.m.Address().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("\x00\x00\x00\x08\x01vpxs\x01\x01g")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	for {
+		n, err := c.Read(b)
+		if err != nil {
+			break
+		}
+		if n > 0 && b[0] != 21 { // a TLS alert
+			t.Fatalf("got %q", b[:n])
+		}
+	}
+	if s := a.status(t); slices.Contains(s.Standbys, "") {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// sh runs commands in a namespace of a host.
+func sh(t *testing.T, h kernel.Host, ns, script string) {
+	t.Helper()
+	err := h.Run(t.Context(), ns, func() error {
+		out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// world joins a client and a server by both members' namespaces:
+//
+//	client 10.9.0.9 ─ a, b ─ server 10.8.0.8
+//
+// The members translate to 10.7.0.7. Failover is two routes.
+func world(t *testing.T, a, b *proxy) (ends kernel.Host) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	ends, err := kernel.NewHost(kernel.HostOptions{NetnsDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ends.Close() })
+	for _, n := range []string{"client", "server"} {
+		if err := ends.CreateNamespace(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func(path string) *os.File {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	for i, p := range []*proxy{a, b} {
+		files := []*os.File{open(p.path), open(filepath.Join(dir, "client")), open(filepath.Join(dir, "server"))}
+		link := func(ns int, name string) string {
+			return fmt.Sprintf("netns /proc/%d/fd/%d name %s", os.Getpid(), files[ns].Fd(), name)
+		}
+		sh(t, ends, "", fmt.Sprintf(`ip link add %s type veth peer %s
+			ip link add %s type veth peer %s`,
+			link(0, "in"), link(1, p.name), link(0, "out"), link(2, p.name)))
+		sh(t, p.host, netns, fmt.Sprintf(`ip -batch - <<-BATCH
+			addr add 10.1.%[1]d.1/24 dev in
+			addr add 10.2.%[1]d.1/24 dev out
+			link set dev in up
+			link set dev out up
+			route add 10.9.0.9 via 10.1.%[1]d.2
+			route add 10.8.0.8 via 10.2.%[1]d.2
+			BATCH
+			echo 1 > /proc/sys/net/ipv4/ip_forward
+			echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal # as package plan does for a group
+			nft -f - <<-NFT
+			table ip test {
+				chain post { type nat hook postrouting priority 100; meta l4proto { tcp, udp } oif out snat to 10.7.0.7:20000-60000 fully-random; }
+				chain forward { type filter hook forward priority 0; ct state invalid drop; }
+			}
+			NFT`, i+1))
+		for j, end := range []string{"client", "server"} {
+			sh(t, ends, end, fmt.Sprintf(`ip addr add 10.%d.%d.2/24 dev %s; ip link set dev %s up; ip link set lo up`, j+1, i+1, p.name, p.name))
+		}
+	}
+	sh(t, ends, "client", "ip addr add 10.9.0.9/32 dev lo")
+	sh(t, ends, "server", "ip addr add 10.8.0.8/32 dev lo")
+	turn(t, ends, 1)
+	return ends
+}
+
+// turn sends the packets of both ends by the i-th member.
+func turn(t *testing.T, ends kernel.Host, i int) {
+	t.Helper()
+	sh(t, ends, "client", fmt.Sprintf("ip route replace 10.8.0.8 via 10.1.%d.1 src 10.9.0.9", i))
+	sh(t, ends, "server", fmt.Sprintf("ip route replace 10.7.0.7 via 10.2.%d.1 src 10.8.0.8", i))
+}
+
+// in opens something in an end's namespace.
+func in[T any](t *testing.T, ends kernel.Host, ns string, f func() (T, error)) (v T) {
+	t.Helper()
+	err := ends.Run(t.Context(), ns, func() (err error) { v, err = f(); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestConnectionsGoOnThroughTheOtherMember(t *testing.T) {
+	a, b := pair(t, 100*time.Millisecond)
+	ends := world(t, a, b)
+	a.m.SetActive("g", true)
+	eventually(t, "the standby", func() bool { return len(a.status(t).Standbys) == 1 })
+
+	l := in(t, ends, "server", func() (net.Listener, error) { return net.Listen("tcp", "10.8.0.8:80") })
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go echo(c)
+		}
+	}()
+	u := in(t, ends, "server", func() (net.PacketConn, error) { return net.ListenPacket("udp", "10.8.0.8:53") })
+	defer u.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if from.(*net.UDPAddr).Port == 0 {
+				return
+			}
+			_, _ = u.WriteTo(append(buf[:n:n], []byte(from.String())...), from)
+		}
+	}()
+	var conns []net.Conn
+	for range 100 {
+		c := in(t, ends, "client", func() (net.Conn, error) { return net.Dial("tcp", "10.8.0.8:80") })
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	udp := in(t, ends, "client", func() (net.Conn, error) { return net.Dial("udp", "10.8.0.8:53") })
+	defer udp.Close()
+	all := func() {
+		t.Helper()
+		for i, c := range conns {
+			if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := fmt.Fprintf(c, "%6d", i); err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, 6)
+			if _, err := c.Read(got); err != nil || string(got) != fmt.Sprintf("%6d", i) {
+				t.Fatalf("connection %d: %q, %v", i, got, err)
+			}
+		}
+	}
+	ask := func() string {
+		t.Helper()
+		buf := make([]byte, 100)
+		for range 20 {
+			if _, err := udp.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if err := udp.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := udp.Read(buf); err == nil {
+				return string(buf[:n])
+			}
+		}
+		t.Fatal("no answer over UDP")
+		return ""
+	}
+	all()
+	source := ask()
+	// UDP is assured two seconds after its first answer.
+	eventually(t, "all flows on the standby", func() bool {
+		ask()
+		return len(b.entries(t)) == 101 && a.status(t).Pending == 0
+	})
+	turn(t, ends, 2)
+	b.m.SetActive("g", true)
+	a.m.SetActive("g", false)
+	all()
+	if again := ask(); again != source {
+		t.Errorf("the server sees UDP from %s, and saw it from %s", again, source)
+	}
+	eventually(t, "the way back", func() bool { return same(a.entries(t), b.entries(t)) && len(a.entries(t)) == 101 })
+	turn(t, ends, 1)
+	a.m.SetActive("g", true)
+	b.m.SetActive("g", false)
+	all()
+	if again := ask(); again != source {
+		t.Errorf("the server sees UDP from %s, and saw it from %s", again, source)
+	}
+	// Short connections are the active member's alone.
+	idle := func() bool { return a.status(t).Pending == 0 && len(a.status(t).Standbys) == 1 }
+	eventually(t, "the second copy", idle)
+	before := a.status(t).Sent
+	for range 50 {
+		c := in(t, ends, "client", func() (net.Conn, error) { return net.Dial("tcp", "10.8.0.8:80") })
+		_ = c.Close()
+	}
+	eventually(t, "short connections to be over", func() bool {
+		over := 0
+		for _, e := range a.entries(t) {
+			if e.Closed() {
+				over++
+			}
+		}
+		return over == 50 && idle()
+	})
+	if sent := a.status(t).Sent - before; sent > 5 { // a listing may meet one
+		t.Errorf("%d changes were sent for 50 short connections", sent)
+	}
+	// Closed ones end on the standby, although they stay in TIME_WAIT on the
+	// active one.
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	eventually(t, "closed connections to end on the standby", func() bool { return len(b.entries(t)) == 1 })
+}
+
+func echo(c net.Conn) {
+	defer c.Close()
+	buf := make([]byte, 100)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
