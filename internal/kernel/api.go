@@ -28,6 +28,17 @@ type Link struct {
 	GRE   *GRE // nil unless Type is "gre"
 }
 
+// LinkStats counts what passed through a link since it was made or moved to its
+// namespace (struct rtnl_link_stats64, include/uapi/linux/if_link.h).
+type LinkStats struct {
+	RxBytes, TxBytes     uint64
+	RxPackets, TxPackets uint64
+	// RxErrors are packets that the device could not accept; TxErrors those
+	// that it could not send: on a tunnel, no way to the other end.
+	RxErrors, TxErrors   uint64
+	RxDropped, TxDropped uint64
+}
+
 // GRE is the configuration of an IPv4 GRE device.
 type GRE struct {
 	Local      netip.Addr
@@ -139,6 +150,8 @@ type Handle interface {
 	Links(ctx context.Context) ([]Link, error)
 	// LinkByName returns ErrNotFound if there is none.
 	LinkByName(ctx context.Context, name string) (Link, error)
+	// LinkStats returns the counters of all links, by index.
+	LinkStats(ctx context.Context) (map[int]LinkStats, error)
 	// CreateGRE makes a multipoint GRE device in this namespace, down; mtu 0
 	// leaves the MTU to the kernel. It fails with ErrExists if the name, or
 	// the (local, key) slot of this underlay, is taken. The device holds the

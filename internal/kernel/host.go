@@ -25,11 +25,15 @@ type HostOptions struct {
 	// Own is the path of the namespace that "" means; "" is the calling
 	// thread's.
 	Own string
+	// Overrun, if not nil, is called each time that notifications were lost
+	// because nobody took them in time. It must not block.
+	Overrun func()
 }
 
 // host is the Host of this machine's kernel.
 type host struct {
-	dir string
+	dir     string
+	overrun func()
 
 	mu       sync.Mutex
 	own      *handle
@@ -52,8 +56,12 @@ func NewHost(options HostOptions) (Host, error) {
 	if options.Own == "" {
 		options.Own = "/proc/thread-self/ns/net"
 	}
+	if options.Overrun == nil {
+		options.Overrun = func() {}
+	}
 	h := &host{
 		dir:      options.NetnsDir,
+		overrun:  options.Overrun,
 		open:     map[string]*handle{},
 		watchers: map[string]map[*watcher]struct{}{},
 	}

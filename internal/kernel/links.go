@@ -48,6 +48,27 @@ func (h *handle) Links(ctx context.Context) ([]Link, error) {
 	return links, err
 }
 
+func (h *handle) LinkStats(ctx context.Context) (map[int]LinkStats, error) {
+	var stats map[int]LinkStats
+	err := h.use(ctx, func() error {
+		all, err := retryDump(ctx, h.nl.LinkList)
+		if err != nil {
+			return fmt.Errorf("list links: %w", err)
+		}
+		stats = make(map[int]LinkStats, len(all))
+		for _, l := range all {
+			if s := l.Attrs().Statistics; s != nil {
+				stats[l.Attrs().Index] = LinkStats{
+					RxBytes: s.RxBytes, TxBytes: s.TxBytes, RxPackets: s.RxPackets, TxPackets: s.TxPackets,
+					RxErrors: s.RxErrors, TxErrors: s.TxErrors, RxDropped: s.RxDropped, TxDropped: s.TxDropped,
+				}
+			}
+		}
+		return nil
+	})
+	return stats, err
+}
+
 func (h *handle) LinkByName(ctx context.Context, name string) (Link, error) {
 	var link Link
 	err := h.use(ctx, func() error {

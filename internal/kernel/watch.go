@@ -148,6 +148,7 @@ func (h *handle) follow(ctx context.Context, s source, c *conn, in chan<- Hint) 
 		if !errors.Is(err, unix.ENOBUFS) {
 			return
 		}
+		h.host.overrun()
 		if c, err = h.subscribe(s); err != nil || c == nil {
 			return
 		}

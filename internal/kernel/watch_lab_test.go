@@ -36,7 +36,10 @@ func ownMachine(t *testing.T) *host {
 // hearing what changes then.
 func TestWatchSurvivesAnOverrun(t *testing.T) {
 	lab.Require(t)
-	own := ownMachine(t).own
+	host := ownMachine(t)
+	overruns := 0
+	host.overrun = func() { overruns++ }
+	own := host.own
 	c, err := own.subscribe(sources[0])
 	if err != nil {
 		t.Fatal(err)
@@ -88,4 +91,7 @@ func TestWatchSurvivesAnOverrun(t *testing.T) {
 	}
 	cancel()
 	<-done
+	if overruns != 1 {
+		t.Errorf("%d overruns were counted", overruns)
+	}
 }

@@ -26,6 +26,20 @@ var linkContract = map[string]func(*testing.T, *machine){
 			}
 		}
 	},
+	"counters": func(t *testing.T, m *machine) {
+		l := m.tunnel(m.own, "vpx-1", 7)
+		stats, err := m.own.LinkStats(t.Context())
+		m.ok(err)
+		links, err := m.own.Links(t.Context())
+		m.ok(err)
+		if len(stats) != len(links) {
+			t.Errorf("counters of %d links, but %d links", len(stats), len(links))
+		}
+		// IPv6 of the link itself may have sent something.
+		if s, ok := stats[l.Index]; !ok || s.RxBytes != 0 || s.RxPackets != 0 || s.RxErrors != 0 {
+			t.Errorf("a new link has received %+v", s)
+		}
+	},
 	"names and keys are unique": func(t *testing.T, m *machine) {
 		ctx := t.Context()
 		m.namespace("vpx-a")

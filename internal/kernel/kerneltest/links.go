@@ -18,6 +18,7 @@ type link struct {
 	kernel.Link
 	underlay *space // of a GRE device: where it was made
 	guard    *guard
+	stats    kernel.LinkStats
 }
 
 type guard struct {
@@ -43,6 +44,13 @@ func (f *Fake) CountDrops(netns string, index int, n uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.spaces[netns].links[index].guard.drops += n
+}
+
+// CountTraffic sets what has passed through a link.
+func (f *Fake) CountTraffic(netns string, index int, stats kernel.LinkStats) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.spaces[netns].links[index].stats = stats
 }
 
 // plug gives a link an index and its sysctls.
@@ -95,6 +103,17 @@ func (h *handle) Links(ctx context.Context) ([]kernel.Link, error) {
 	err := h.list(ctx, "Links", func(s *space) error {
 		for _, l := range s.sorted() {
 			all = append(all, l.copy())
+		}
+		return nil
+	})
+	return all, err
+}
+
+func (h *handle) LinkStats(ctx context.Context) (map[int]kernel.LinkStats, error) {
+	all := map[int]kernel.LinkStats{}
+	err := h.list(ctx, "LinkStats", func(s *space) error {
+		for _, l := range s.links {
+			all[l.Index] = l.stats
 		}
 		return nil
 	})
