@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +25,8 @@ type metrics struct {
 	writes   *prometheus.CounterVec
 	drift    *prometheus.CounterVec
 	failures *prometheus.CounterVec
+	passes   *prometheus.CounterVec
+	overruns prometheus.Counter
 }
 
 func newMetrics(version string) *metrics {
@@ -42,12 +45,18 @@ func newMetrics(version string) *metrics {
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "vpcproxy_reconcile_errors_total", Help: "Failed attempts to list or write kernel objects, by kind.",
 		}, []string{"kind"}),
+		passes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "vpcproxy_reconcile_passes_total", Help: "Reconcile passes, by what asked for them; a pass may have several causes.",
+		}, []string{"cause"}),
+		overruns: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "vpcproxy_netlink_overruns_total", Help: "Times that the kernel's notifications came faster than they were taken, and all was listed again.",
+		}),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "vpcproxy_build_info", Help: "Always 1; the version is a label.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.duration, m.writes, m.drift, m.failures, info,
+	m.registry.MustRegister(m.duration, m.writes, m.drift, m.failures, m.passes, m.overruns, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -55,6 +64,9 @@ func newMetrics(version string) *metrics {
 // ObservePass implements reconcile.Observer.
 func (m *metrics) ObservePass(p reconcile.Pass) {
 	m.duration.Observe(p.Duration.Seconds())
+	for cause := range strings.SplitSeq(p.Cause.String(), "+") {
+		m.passes.WithLabelValues(cause).Inc()
+	}
 	for _, k := range p.Kinds {
 		for op, n := range map[reconcile.Op]int{reconcile.Create: k.Created, reconcile.Repair: k.Repaired, reconcile.Delete: k.Deleted} {
 			if n > 0 {
@@ -96,6 +108,36 @@ func (m *metrics) follow(t *nodeTask) {
 		}
 		return float64(n)
 	})
+	m.registry.MustRegister(&readyCollector{task: t, desc: prometheus.NewDesc("vpcproxy_attachment_ready",
+		"1 if this node's part in an attachment is in place.", []string{"attachment", "role"}, nil)})
+	if t.credentials != nil {
+		gauge("vpcproxy_certificate_expiry_timestamp_seconds", "When the certificate in use expires.", func() float64 {
+			return float64(t.credentials.Expires().Unix())
+		})
+	}
+	if t.meter != nil {
+		m.registry.MustRegister(newTrafficCollector(t.meter))
+	}
+}
+
+// readyCollector tells which attachments are in place.
+type readyCollector struct {
+	task *nodeTask
+	desc *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *readyCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *readyCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, a := range c.task.node.Status().Attachments {
+		v := 0.0
+		if a.Ready {
+			v = 1
+		}
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, v, a.Name, string(a.Role))
+	}
 }
 
 // neighbors adds what happens to neighbors that are made on demand.

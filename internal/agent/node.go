@@ -17,6 +17,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/election"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/meter"
 	"github.com/vpcproxy/vpcproxy/internal/node"
 	"github.com/vpcproxy/vpcproxy/internal/pki"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
@@ -46,11 +47,14 @@ type nodeTask struct {
 	masq    *ipmasq.Follower // nil without nat.masq.config
 	// elections is nil without the role proxy.
 	elections *election.Manager
+	meter     *meter.Meter // nil without metrics
+
+	credentials *pki.Credentials // nil on a unix socket, and without a controller
 }
 
 // buildNode adds the task that keeps this machine's kernel.
 func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
-	host, err := kernel.NewHost(kernel.HostOptions{})
+	host, err := kernel.NewHost(kernel.HostOptions{Overrun: m.overruns.Inc})
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}
@@ -89,6 +93,9 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		t.masq = ipmasq.NewFollower(q.Config, filepath.Join(a.cfg.StateDirectory, "ip-masq-agent"),
 			ipmasq.Options{IPv6: q.IPv6, AllReserved: q.AllReserved}, a.log, t.node.SetMasquerade)
 	}
+	if a.cfg.Metrics.Address != "" {
+		t.meter = newMeter(t, kinds)
+	}
 	m.follow(t)
 	address, err := transport.ParseAddress("unix://" + a.cfg.Socket)
 	if err != nil {
@@ -111,13 +118,12 @@ func (t *nodeTask) choose() error {
 	if err != nil {
 		return fmt.Errorf("controller.address: %w", err)
 	}
-	var creds *pki.Credentials
 	if !address.IsUnix() {
-		if creds, err = pki.Load(t.cfg.TLS.Directory, t.log); err != nil {
+		if t.credentials, err = pki.Load(t.cfg.TLS.Directory, t.log); err != nil {
 			return fmt.Errorf("tls.directory: %w", err)
 		}
 	}
-	client, err := transport.NewClient(address, creds)
+	client, err := transport.NewClient(address, t.credentials)
 	if err != nil {
 		return err
 	}
@@ -168,6 +174,9 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	}
 	if t.elections != nil {
 		run(t.elections.Run)
+	}
+	if t.meter != nil {
+		run(t.meter.Run)
 	}
 	tasks.Wait()
 	return errors.Join(errs...)

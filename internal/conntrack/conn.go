@@ -152,6 +152,14 @@ func (c *Conn) Dump(ctx context.Context, status Status, f func(e *Entry)) error 
 
 // Count returns how many entries the namespace has, of whatever status.
 func (c *Conn) Count(ctx context.Context) (int, error) {
+	entries, _, err := c.Occupancy(ctx)
+	return entries, err
+}
+
+// Occupancy returns how many entries the namespace has, of whatever status, and
+// how many it may have (nf_conntrack_max); the limit is 0 before Linux 4.18,
+// which does not tell.
+func (c *Conn) Occupancy(ctx context.Context) (entries, limit int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seq++
@@ -159,8 +167,8 @@ func (c *Conn) Count(ctx context.Context) (int, error) {
 	c.out.begin(msgStats, 0, c.seq, unix.AF_UNSPEC)
 	c.out.end()
 	c.out.acknowledge()
-	var count uint32
-	err := c.transact(ctx, func(typ uint16, body []byte) (bool, error) {
+	var count, most uint32
+	err = c.transact(ctx, func(typ uint16, body []byte) (bool, error) {
 		if typ == unix.NLMSG_ERROR {
 			return true, outcome(body)
 		}
@@ -168,16 +176,19 @@ func (c *Conn) Count(ctx context.Context) (int, error) {
 			return false, errTruncated
 		}
 		return false, each(body[4:], func(typ uint16, v []byte) error {
-			if typ == attrGlobalEntries {
+			switch typ {
+			case attrGlobalEntries:
 				return get32(v, &count)
+			case attrGlobalLimit:
+				return get32(v, &most)
 			}
 			return nil
 		})
 	})
 	if err != nil {
-		return 0, fmt.Errorf("count conntrack entries: %w", err)
+		return 0, 0, fmt.Errorf("count conntrack entries: %w", err)
 	}
-	return int(count), nil
+	return int(count), int(most), nil
 }
 
 // transact sends the built request and passes its answers on until f says that

@@ -50,6 +50,7 @@ const (
 	attrNATPortMax = 2
 
 	attrGlobalEntries = 1
+	attrGlobalLimit   = 2
 
 	// IP_CT_TCP_FLAG_*: window scale and SACK come from the flow itself. An
 	// entry that was not made by the handshake knows no window, and must not

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"sync"
 	"time"
@@ -60,10 +61,28 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		responder: tunnel.NewResponder(tunnel.ResponderOptions{Host: o.Host, Resolver: table, Age: o.NeighborAge, Log: o.Log}),
 	}
 	k.NATSurvey = func() nat.Survey { return rules.Survey("") }
+	k.Drops = (&dropCounts{rules: rules, tables: tables}).count
 	if rules.Mode() == iptables.Legacy {
 		k.NATDrifted = (&legacyWatch{rules: rules, namespaces: own}).drifted
 	}
 	return k, nil
+}
+
+// dropCounts reads the counters of packet filters.
+type dropCounts struct {
+	rules  *iptables.Backend
+	tables *nft.Tables
+}
+
+func (d *dropCounts) count(ctx context.Context, netns string) (map[string]uint64, error) {
+	drops := map[string]uint64{}
+	counters, err := d.rules.Counters(ctx, netns)
+	for _, c := range counters {
+		drops[string(c.Reason)] += c.Packets
+	}
+	guarded, tableErr := d.tables.Counters(ctx, netns)
+	maps.Copy(drops, guarded)
+	return drops, errors.Join(err, tableErr)
 }
 
 // legacyWatch finds changes of iptables-legacy tables, for which the kernel

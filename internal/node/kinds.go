@@ -31,6 +31,9 @@ type Kinds struct {
 	// NATSurvey tells what was found beside our rules of the agent's own
 	// namespace. Nil if the backend cannot tell.
 	NATSurvey func() nat.Survey
+	// Drops counts the packets that our filters in a namespace have dropped,
+	// by reason. It may be dear. Nil if nobody counts.
+	Drops func(ctx context.Context, netns string) (map[string]uint64, error)
 
 	// What answers when the kernel asks for a neighbor, and from what; both
 	// nil if nothing does.

@@ -62,6 +62,14 @@ func (n *Node) Status() Status {
 	return s
 }
 
+// Footprints says which objects serve which attachment, by name. The caller must
+// not change what they refer to.
+func (n *Node) Footprints() []plan.Footprint {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.current.Footprints)
+}
+
 // gone tells whether the kernel holds nothing of an attachment that is no
 // longer planned.
 func gone(f plan.Footprint, loop reconcile.Status) bool {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -13,7 +14,10 @@ type Footprint struct {
 	Attachment string
 	Role       intent.Role // what the node is to the attachment: function or proxy
 	Netns      string
-	Link       string
+	Link       string // the tunnel device
+	ENI        string // of a proxy, once it is found
+	CIDRs      []netip.Prefix
+	HostWide   bool // all of a function host's traffic to CIDRs takes it, not Steers alone
 	Keyed      bool
 	Key        uint32
 	Table      uint32 // routing table of a function host

@@ -59,7 +59,7 @@ func hostNAT(tunnel netip.Addr, mtu int) desired.NAT {
 func (b *builder) footprint(a *intent.Attachment, slot uint32) {
 	key, keyed := a.Key()
 	f := Footprint{Attachment: a.ObjectName(), Role: intent.RoleFunction, Link: desired.LinkPrefix + ID(a.ObjectName()),
-		Keyed: keyed, Key: key, Table: mainTable}
+		CIDRs: a.Spec.CIDRs, HostWide: a.EffectiveScope() == intent.ScopeHost, Keyed: keyed, Key: key, Table: mainTable}
 	if a.EffectiveScope() == intent.ScopePods {
 		f.Table = b.cfg.TableBase + slot
 		for _, src := range a.Spec.Pods {

@@ -23,7 +23,8 @@ func (b *builder) serve(a *intent.Attachment) {
 	netns := desired.LinkPrefix + ID(a.ObjectName())
 	key, keyed, ok := b.key(a)
 	b.plan.Footprints = append(b.plan.Footprints, Footprint{Attachment: a.ObjectName(), Role: intent.RoleProxy,
-		Netns: netns, Link: desired.LinkPrefix + ID(a.ObjectName()), Keyed: keyed, Key: key})
+		Netns: netns, Link: desired.LinkPrefix + ID(a.ObjectName()), CIDRs: a.Spec.CIDRs, Keyed: keyed, Key: key})
+	f := &b.plan.Footprints[len(b.plan.Footprints)-1]
 	if !ok {
 		return
 	}
@@ -41,6 +42,7 @@ func (b *builder) serve(a *intent.Attachment) {
 		Guarded: []string{link.Name},
 	}
 	if eni, found := b.eni(a, netns); found {
+		f.ENI = eni.Name
 		b.vpcSide(a, g, netns, eni)
 		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: source(a, g)}}
 		nat.Forward = []desired.Forward{{In: link.Name, Out: eni.Name}}
