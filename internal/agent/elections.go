@@ -23,7 +23,10 @@ func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
 	a.close = append(a.close, host.Close, wire.Close)
 	t.elections = election.New(election.Options{
 		Host: host, Wire: wire, Health: t.health, Log: a.log,
-		Changed: func([]election.Group) { t.report() },
+		Changed: func(groups []election.Group) {
+			t.sessions.follow(groups)
+			t.report()
+		},
 	})
 	o.Elections, o.Hinted = t.elections.SetElections, t.elections.Hint
 	return nil

@@ -92,7 +92,7 @@ func (m *metrics) follow(t *nodeTask) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	if t.elections != nil {
-		m.registry.MustRegister(electionMetrics{t.elections})
+		m.registry.MustRegister(electionMetrics{t.elections}, t.sessions)
 	}
 	gauge("vpcproxy_in_sync", "1 if the kernel holds all that is planned.", func() float64 { return flag(t.node.Status().InSync) })
 	gauge("vpcproxy_intent_connected", "1 if intent is being followed, 0 if the last one is kept.", func() float64 { return flag(t.source.Problem() == nil) })

@@ -45,8 +45,9 @@ type nodeTask struct {
 	follow  *source.Controller // source, if that is a controller
 	socket  *transport.Listener
 	masq    *ipmasq.Follower // nil without nat.masq.config
-	// elections is nil without the role proxy.
+	// elections is nil without the role proxy, as are sessions.
 	elections *election.Manager
+	sessions  *sessions
 	meter     *meter.Meter // nil without metrics
 
 	credentials *pki.Credentials // nil on a unix socket, and without a controller
@@ -78,6 +79,10 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Changed:  func() { t.report() },
 	}
 	if a.cfg.HasRole(intent.RoleProxy) {
+		if t.sessions, err = newSessions(ctx, a.cfg, a.log); err != nil {
+			return err
+		}
+		a.close = append(a.close, t.sessions.Close)
 		if err := a.buildElections(t, &options); err != nil {
 			return err
 		}
@@ -174,6 +179,7 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	}
 	if t.elections != nil {
 		run(t.elections.Run)
+		run(t.sessions.Run)
 	}
 	if t.meter != nil {
 		run(t.meter.Run)

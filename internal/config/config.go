@@ -37,6 +37,7 @@ type Config struct {
 	NAT            NAT
 	Steering       Steering
 	Reconcile      Reconcile
+	HA             HA
 	Log            Log
 	Metrics        Metrics
 
@@ -111,6 +112,16 @@ type Steering struct {
 type Reconcile struct {
 	Refresh time.Duration
 }
+
+// HA is about proxies that stand in for each other.
+type HA struct {
+	// SessionListen is where the others get this one's sessions; Off: nowhere.
+	SessionListen string
+	SessionAge    time.Duration
+}
+
+// Off is the value of a key that switches something off.
+const Off = "off"
 
 // Log is about log lines, which go to standard error.
 type Log struct {

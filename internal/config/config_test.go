@@ -66,6 +66,7 @@ stateDirectory: /var/lib/v
 nat: {iptables: legacy}
 steering: {markMask: 0xff0000, rulePriority: 100, tableBase: 5000}
 reconcile: {refresh: 1m}
+ha: {sessionListen: "10.0.0.1:7", sessionAge: 2s}
 log: {level: debug, format: json}
 metrics: {address: "127.0.0.1:9464"}
 `
@@ -85,6 +86,7 @@ func TestFile(t *testing.T) {
 		Etcd:       Etcd{Directory: "/var/lib/v/etcd"},
 		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v",
 		NAT: NAT{IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
+		HA:  HA{"10.0.0.1:7", 2 * time.Second},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
 	}
 	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}

@@ -80,6 +80,11 @@ var settings = []setting{
 	{"reconcile.refresh", "30s", "How often the kernel's state is listed again with no event that asks for it.",
 		duration(func(c *Config) *time.Duration { return &c.Reconcile.Refresh })},
 
+	{"ha.sessionListen", ":9445", "Address at which a group's other proxies get the sessions of this one, over mutual TLS with the certificates of tls.directory; off leaves sessions unreplicated. All proxies of a group use the same port. Role proxy.",
+		text("host:port", func(c *Config) *string { return &c.HA.SessionListen })},
+	{"ha.sessionAge", "500ms", "How old a connection is before it is replicated, counted from when it is established. Shorter ones end in a failover, and cost their proxies next to nothing. Role proxy.",
+		duration(func(c *Config) *time.Duration { return &c.HA.SessionAge })},
+
 	{"log.level", "info", "Least severe log lines to write: debug, info, warn or error.",
 		level(func(c *Config) *slog.Level { return &c.Log.Level })},
 	{"log.format", "text", "Form of log lines: text or json.",

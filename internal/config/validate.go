@@ -229,6 +229,14 @@ func (c *checker) rest() {
 	if c.Tunnel.NeighborAge < time.Second {
 		c.fail("tunnel.neighborAge", "%s is less than 1s; an entry takes little memory, give some minutes", c.Tunnel.NeighborAge)
 	}
+	if c.HA.SessionListen != Off {
+		c.listenAddress("ha.sessionListen", c.HA.SessionListen)
+	}
+	// A minute is longer than most connections last: nothing would be
+	// replicated in time.
+	if c.HA.SessionAge < 0 || c.HA.SessionAge > time.Minute {
+		c.fail("ha.sessionAge", "%s is not between 0s and 1m; give a second or less", c.HA.SessionAge)
+	}
 	if c.Metrics.Address != "" {
 		c.listenAddress("metrics.address", c.Metrics.Address)
 	}

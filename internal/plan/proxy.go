@@ -197,6 +197,9 @@ func (b *builder) vpcSide(a *intent.Attachment, g *intent.ProxyGroup, netns stri
 	}
 	if havip := a.HaVipIn(g.ObjectName()); havip.IsValid() { // on a standby, too: the guard need not move
 		sources = append(sources, havip)
+		// A proxy that takes connections over, or back, has not seen all of
+		// their segments: it must not take the next ones for invalid.
+		b.state.Sysctls[desired.SysctlKey{Netns: netns, Name: "net/netfilter/nf_conntrack_tcp_be_liberal"}] = desired.Sysctl{Value: "1"}
 	}
 	slices.SortFunc(sources, netip.Addr.Compare)
 	b.state.Egress[desired.EgressKey{Netns: netns, Link: eni.Name}] = desired.Egress{Sources: slices.Compact(sources)}

@@ -106,6 +106,15 @@ func (m *Manager) Address() netip.AddrPort {
 	return a
 }
 
+// Close closes the listener of a Manager that was never run; after Run it does
+// nothing.
+func (m *Manager) Close() error {
+	if err := m.listener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // String names the task.
 func (*Manager) String() string { return "session replication" }
 
