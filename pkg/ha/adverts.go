@@ -1,6 +1,7 @@
 package ha
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -78,7 +79,26 @@ func (m *Machine) activeHears(a Advert) {
 		}
 		m.send()
 		m.claimAgain()
+		m.contested(a)
 	}
+}
+
+// contested gives way to a loser who goes on as if it had not lost: it does not
+// hear this node, and of two that are active the one that knows must yield. It
+// holds back from preempting until the other has fallen silent.
+func (m *Machine) contested(a Advert) {
+	pause := time.Duration(m.cfg.downAdverts()) * max(a.Interval, m.cfg.Interval)
+	if m.rival != a.From || m.now-m.rivalHeard > pause {
+		m.rival, m.rivalSince = a.From, m.now
+	}
+	m.rivalHeard = m.now
+	if m.now-m.rivalSince < m.cfg.down(m.Priority(), m.cfg.Interval) || m.cfg.Priority == vrrp.PriorityOwner {
+		return
+	}
+	m.holdUntil = never
+	m.leave(Backup, fmt.Sprintf("%v stays active with priority %d, against %d here: it does not hear this node", a.From, a.Priority, m.Priority()))
+	m.activeAddr, m.activePriority = a.From, a.Priority
+	m.listen(a.Interval)
 }
 
 // claimAgain announces now, and again when the other has had time to fall

@@ -43,6 +43,9 @@ type Machine struct {
 	activePriority uint8
 	preemptAt      time.Duration // when PreemptDelay is over; never: not running
 	holdUntil      time.Duration // of Yield; 0: not yielding
+	rival          netip.Addr    // Active: who was last heard with a losing advert
+	rivalSince     time.Duration // when that began
+	rivalHeard     time.Duration
 	down           map[string]bool
 	drained        bool
 	notes          limiter
