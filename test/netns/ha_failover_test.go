@@ -25,7 +25,7 @@ const (
 // TestFailover moves the role about as operators and crashes do. The preferred
 // proxy takes it back after a second.
 func TestFailover(t *testing.T) {
-	p := newPair(t, "preemptDelay: 1s")
+	p := newPair(t, 100*time.Millisecond)
 	for _, s := range []struct {
 		name string
 		test func(*testing.T, *pair)
@@ -64,7 +64,7 @@ func killActive(t *testing.T, p *pair) {
 	start = time.Now()
 	active.launch(t, p.daemon)
 	p.activeOn(t, 1)
-	for _, period := range traffic.Holders(p.outer.Claims(start), downInterval) {
+	for _, period := range traffic.Holders(p.outer.Claims(start), p.down()) {
 		if lasted := period.To.Sub(start); period.MAC == p.outerMAC(0) && lasted > 3*time.Second {
 			t.Errorf("the new agent kept what it found for %v", lasted)
 		}
@@ -105,7 +105,7 @@ func freezeActive(t *testing.T, p *pair) {
 		t.Fatal(err)
 	}
 	eventually(t, soon, func(context.Context) error { return p.heldBy(1) })
-	if both := time.Since(woken); both > downInterval+slack {
+	if both := time.Since(woken); both > p.down()+slack {
 		t.Errorf("both answered for up to %v after the frozen one woke up", both)
 	}
 	if !strings.Contains(active.process.Log(), "frozen or starved") {
@@ -145,7 +145,7 @@ func powerOffActive(t *testing.T, p *pair) {
 func (p *pair) neverBoth(t *testing.T, since time.Time) {
 	t.Helper()
 	for name, by := range map[string]*traffic.Asker{"outer": p.outer, "inner": p.inner} {
-		if both := traffic.Overlap(traffic.Holders(by.Claims(since), 4*askEvery)); both > downInterval {
+		if both := traffic.Overlap(traffic.Holders(by.Claims(since), 4*askEvery)); both > p.down() {
 			t.Errorf("both proxies answered for the %s HaVip for %v", name, both)
 		}
 	}
@@ -156,7 +156,7 @@ func unplugENI(t *testing.T, p *pair) {
 	start := time.Now()
 	typeLines(t, vpc, "ip link set proxy1 down")
 	p.activeOn(t, 1)
-	p.moved(t, start, 0, 1, detection+slack, downInterval)
+	p.moved(t, start, 0, 1, detection+slack, p.down())
 	start = time.Now()
 	typeLines(t, vpc, "ip link set proxy1 up")
 	p.activeOn(t, 0)
@@ -211,7 +211,9 @@ func (p *pair) dropAdverts(t *testing.T, i int, match string) (heal func()) {
 
 // TestSplitBrain loses adverts between proxies that go on.
 func TestSplitBrain(t *testing.T) {
-	p := newPair(t, "preemptDelay: 1s")
+	// A process that is not scheduled for three intervals steps down, rightly;
+	// in a guest that shares its processors these are longer.
+	p := newPair(t, 300*time.Millisecond)
 
 	t.Run("both ways", func(t *testing.T) {
 		start := time.Now()
@@ -222,7 +224,7 @@ func TestSplitBrain(t *testing.T) {
 		heal[1]()
 		healed := time.Now()
 		eventually(t, soon, func(context.Context) error { return p.heldBy(0) })
-		if both := time.Since(healed); both > downInterval+slack {
+		if both := time.Since(healed); both > p.down()+slack {
 			t.Errorf("both answered for up to %v after the split had healed", both)
 		}
 		eventually(t, soon, func(context.Context) error { return announced(p.outer, healed, p.outerMAC(0)) })
@@ -231,10 +233,14 @@ func TestSplitBrain(t *testing.T) {
 	})
 
 	t.Run("one way", func(t *testing.T) {
-		start := time.Now()
 		heal := p.dropAdverts(t, 1, "")
-		p.activeOn(t, 1) // which does not hear the other; the other hears it
-		p.moved(t, start, 0, 1, detection+slack, downInterval+slack)
+		start := time.Now()
+		eventually(t, soon, func(context.Context) error { return p.heldBy(1) }) // which does not hear the other; the other hears it
+		if took := time.Since(start); took > 2*p.down()+slack {
+			t.Errorf("there was one active only after %v", took)
+		}
+		p.neverBoth(t, start)
+		p.served(t)
 		heal()
 		p.steadyOn(t, 1, time.Second)
 		if err := p.agents["proxy2"].process.Stop(t.Context()); err != nil {
@@ -255,7 +261,7 @@ func TestSplitBrain(t *testing.T) {
 	t.Run("ten reloads in a second", func(t *testing.T) {
 		p.steady(t, func() {
 			for i := range 10 {
-				p.group(t, fmt.Sprintf("preemptDelay: %ds", 1+i%2), fmt.Sprintf("sends: %d", 4+i%2))
+				p.group(t, fmt.Sprintf("sends: %d", 4+i%2), "minTTL: 254")
 				time.Sleep(100 * time.Millisecond) // so often is the fault
 			}
 			p.settle(t)
@@ -273,12 +279,20 @@ func announced(by *traffic.Asker, since time.Time, mac string) error {
 	return errors.New("nobody has announced the address")
 }
 
-// steadyOn checks that a proxy holds the HaVips alone for a while.
+// steadyOn checks that nobody but a proxy claims the HaVips for a while.
 func (p *pair) steadyOn(t *testing.T, i int, d time.Duration) {
 	t.Helper()
-	for until := time.Now().Add(d); time.Now().Before(until); time.Sleep(askEvery) {
-		if err := p.heldBy(i); err != nil {
-			t.Fatal(err)
+	since := time.Now()
+	eventually(t, soon, func(context.Context) error {
+		if time.Since(since) < d {
+			return errors.New("the time is not over")
+		}
+		return p.heldBy(i)
+	})
+	for _, c := range p.outer.Claims(since) {
+		if c.MAC != p.outerMAC(i) {
+			t.Errorf("%s claimed the HaVip", c.MAC)
+			return
 		}
 	}
 }

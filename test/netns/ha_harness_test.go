@@ -21,26 +21,27 @@ var (
 // pairLayout is a pair of proxies with an interface in each of two VPCs.
 var pairLayout = topo.Layout{Hosts: 1, Pods: 2, Proxies: 2, VPCs: []string{"red", "blue"}, OneLink: true}
 
-const (
-	advertEvery = 100 * time.Millisecond
-	// askEvery is how often neighbors ask who has a HaVip.
-	askEvery = 5 * time.Millisecond
-	// downInterval is three intervals and the longest skew.
-	downInterval = 4 * advertEvery
-)
+// askEvery is how often neighbors ask who has a HaVip.
+const askEvery = 5 * time.Millisecond
 
 // pair is a world with a pair of proxies, proxy1 preferred.
 type pair struct {
 	*world
 	// outer hears who has the HaVip on the underlay, inner who has red's.
 	outer, inner *traffic.Asker
+	interval     time.Duration // between adverts
 }
 
-// newPair starts a pair that serves red and blue. spec is added to the group's.
-func newPair(t *testing.T, spec ...string) *pair {
+// down is how long a silent proxy is waited for: three intervals and the
+// longest skew.
+func (p *pair) down() time.Duration { return 4 * p.interval }
+
+// newPair starts a pair that serves red and blue, with an interval between
+// adverts. The preferred proxy takes the role back after a second.
+func newPair(t *testing.T, interval time.Duration) *pair {
 	t.Helper()
-	p := &pair{world: newWorld(t, pairLayout)}
-	p.group(t, spec...)
+	p := &pair{world: newWorld(t, pairLayout), interval: interval}
+	p.group(t)
 	for i, vpc := range []string{"red", "blue"} {
 		p.put(t, vpc, p.movable(vpc, uint32(redKey+i), p.Hosts[0].Pods[i]))
 	}
@@ -51,7 +52,7 @@ func newPair(t *testing.T, spec ...string) *pair {
 	return p
 }
 
-// group writes the group's manifest: proxy1 has priority 200.
+// group writes the group's manifest, with more lines: proxy1 has priority 200.
 func (p *pair) group(t *testing.T, spec ...string) {
 	t.Helper()
 	p.put(t, "g1", fmt.Sprintf(`kind: ProxyGroup
@@ -61,8 +62,10 @@ spec:
   tunnelAddress: %s
   haVip: %s
   vrid: 51
+  advertisementInterval: %v
+  preemptDelay: 1s
   %s
-`, groupTunnel, outerVip, strings.Join(spec, "\n  ")))
+`, groupTunnel, outerVip, p.interval, strings.Join(spec, "\n  ")))
 }
 
 // movable is a manifest with an ENI of each proxy and a HaVip.
