@@ -30,6 +30,6 @@ func cleanup(ctx context.Context, stateDirectory string, out io.Writer) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	err = node.Cleanup(ctx, node.KindsOptions{Host: host, StateDirectory: stateDirectory, IPTables: "auto", Log: log}, out)
+	err = node.Cleanup(ctx, node.KindsOptions{Host: host, StateDirectory: stateDirectory, Backend: "auto", IPTables: "auto", Log: log}, out)
 	return errors.Join(err, host.Close())
 }

@@ -61,7 +61,8 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	}
 	a.close = append(a.close, host.Close)
 	t := &nodeTask{cfg: a.cfg, log: a.log, version: a.version, host: host}
-	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, IPTables: a.cfg.NAT.IPTables, NeighborAge: a.cfg.Tunnel.NeighborAge, Log: a.log})
+	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, Backend: a.cfg.NAT.Backend,
+		IPTables: a.cfg.NAT.IPTables, NeighborAge: a.cfg.Tunnel.NeighborAge, Log: a.log})
 	if err != nil {
 		return err
 	}

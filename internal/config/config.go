@@ -90,6 +90,7 @@ type TLS struct {
 
 // NAT is about address translation.
 type NAT struct {
+	Backend  string // auto, iptables or nftables
 	IPTables string // auto, nft or legacy
 	Masq     Masq
 }

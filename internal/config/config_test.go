@@ -85,8 +85,8 @@ func TestFile(t *testing.T) {
 		Controller: Controller{Address: "https://controller:9443", Socket: "/run/vpcproxy/controller.sock"},
 		Etcd:       Etcd{Directory: "/var/lib/v/etcd"},
 		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v",
-		NAT: NAT{IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
 		HA:  HA{"10.0.0.1:7", 2 * time.Second},
+		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
 	}
 	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}

@@ -63,6 +63,8 @@ var settings = []setting{
 	{"stateDirectory", "/var/lib/vpcproxy", "Directory for what must survive a restart.",
 		text("path", func(c *Config) *string { return &c.StateDirectory })},
 
+	{"nat.backend", "auto", "What translates addresses: iptables, nftables, or auto for iptables if this host has it. nftables needs no program, but cannot accept what another program's FORWARD chain drops by default.",
+		enum(func(c *Config) *string { return &c.NAT.Backend }, "auto", "iptables", "nftables")},
 	{"nat.iptables", "auto", "Which iptables to program: nft, legacy, or auto to use the one in which this host already has rules.",
 		enum(func(c *Config) *string { return &c.NAT.IPTables }, "auto", "nft", "legacy")},
 	{"nat.masq.config", "", "Configuration file of ip-masq-agent, such as /etc/config/ip-masq-agent, to do that program's work with. A file that does not exist means its defaults. Left out, pods are masqueraded toward attachments only. Role function.",

@@ -245,7 +245,7 @@ func (c *checker) rest() {
 	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
 		c.fail("nat.masq.config", "is for the role function; leave it out")
 	}
-	for _, e := range []struct{ key, value string }{{"nat.iptables", c.NAT.IPTables}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
+	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
 		if e.value == "" {
 			c.fail(e.key, "is empty; leave it out for the default")
 		}

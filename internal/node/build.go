@@ -18,6 +18,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/iptables"
+	"github.com/vpcproxy/vpcproxy/pkg/nat/nftables"
 	"github.com/vpcproxy/vpcproxy/pkg/route"
 	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
@@ -26,6 +27,7 @@ import (
 type KindsOptions struct {
 	Host           kernel.Host
 	StateDirectory string        // for what must survive a crash between two steps
+	Backend        string        // of address translation: auto, iptables or nftables
 	IPTables       string        // auto, nft or legacy
 	NeighborAge    time.Duration // see tunnel.ResponderOptions
 	Log            *slog.Logger
@@ -37,7 +39,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		names, err := ownNamespaces(ctx, o.Host)
 		return append([]string{""}, names...), err
 	}
-	rules, err := iptables.New(ctx, o.Host, iptables.Mode(o.IPTables), o.Log)
+	rules, legacy, err := natBackend(ctx, o)
 	if err != nil {
 		return Kinds{}, err
 	}
@@ -62,15 +64,15 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 	}
 	k.NATSurvey = func() nat.Survey { return rules.Survey("") }
 	k.Drops = (&dropCounts{rules: rules, tables: tables}).count
-	if rules.Mode() == iptables.Legacy {
-		k.NATDrifted = (&legacyWatch{rules: rules, namespaces: own}).drifted
+	if legacy != nil {
+		k.NATDrifted = (&legacyWatch{rules: legacy, namespaces: own}).drifted
 	}
 	return k, nil
 }
 
 // dropCounts reads the counters of packet filters.
 type dropCounts struct {
-	rules  *iptables.Backend
+	rules  nat.Backend
 	tables *nft.Tables
 }
 
@@ -83,6 +85,33 @@ func (d *dropCounts) count(ctx context.Context, netns string) (map[string]uint64
 	guarded, tableErr := d.tables.Counters(ctx, netns)
 	maps.Copy(drops, guarded)
 	return drops, errors.Join(err, tableErr)
+}
+
+// natBackend returns the backend that the options ask for, which also removes
+// what is ours in the other; legacy is iptables if it is in use and its changes
+// have no events. auto is iptables if the host has it: only that can accept what
+// another program's FORWARD chain drops by default.
+func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, legacy *iptables.Backend, err error) {
+	tables := nftables.New(o.Host, nft.Options{})
+	old, err := iptables.New(ctx, o.Host, iptables.Mode(o.IPTables), o.Log)
+	switch {
+	case o.Backend == "iptables" && err != nil:
+		return nil, nil, err
+	case o.Backend == "nftables" && err != nil:
+		return nat.NewExclusive(tables), nil, nil
+	case o.Backend == "nftables":
+		return nat.NewExclusive(tables, nat.Other{Name: "iptables", Backend: old}), nil, nil
+	case err != nil:
+		if nftErr := tables.Usable(ctx); nftErr != nil {
+			return nil, nil, errors.Join(err, nftErr)
+		}
+		o.Log.Info("address translation by nftables", "reason", err)
+		return nat.NewExclusive(tables), nil, nil
+	}
+	if old.Mode() == iptables.Legacy {
+		legacy = old
+	}
+	return nat.NewExclusive(old, nat.Other{Name: "nftables", Backend: tables}), legacy, nil
 }
 
 // legacyWatch finds changes of iptables-legacy tables, for which the kernel

@@ -29,6 +29,9 @@ type Survey struct {
 	// Before names rules that decide before ours do and stay there for a
 	// while, because the backend moves its rules with pauses only.
 	Before []string
+	// Refusing names chains that drop what they do not know, and that no rule of
+	// ours can overrule.
+	Refusing []string
 }
 
 // Surveyor is a Backend that can look around. What it tells is as old as its
@@ -48,6 +51,9 @@ func (s Survey) Conflicts(ours []desired.Masquerade) []string {
 	var out []string
 	for _, b := range s.Before {
 		out = append(out, fmt.Sprintf("a rule of another program decides about packets to attachments before ours: %s; it wins until our rule is moved up again", b))
+	}
+	for _, r := range s.Refusing {
+		out = append(out, fmt.Sprintf("%s drops by default what passes through this machine, attachments' packets too unless a rule there accepts them: accept what goes to and comes from vpx-*, or set nat.backend to iptables", r))
 	}
 	for _, a := range s.MasqAgents {
 		i := slices.IndexFunc(ours, func(m desired.Masquerade) bool { return m.IPv6 == (a.Family == IPv6) })

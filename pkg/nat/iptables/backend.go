@@ -206,7 +206,7 @@ func addCounts(sums map[nat.Counter]uint64, f nat.Family, t *table) {
 			continue
 		}
 		for _, r := range t.rules[string(c)] {
-			if p := parseRule(r.spec); p.Reason != "" {
+			if p := nat.ParseRule(r.spec); p.Reason != "" {
 				sums[nat.Counter{Key: nat.Key{Family: f, Chain: c}, Reason: p.Reason, In: p.In, Out: p.Out}] += r.packets
 			}
 		}

@@ -135,7 +135,7 @@ func foreignRules(tables []table) int {
 	for _, t := range tables {
 		for c, rules := range t.rules {
 			for _, r := range rules {
-				if !ours(c) && !ours(target(split(r.spec))) {
+				if !ours(c) && !ours(target(nat.Words(r.spec))) {
 					n++
 				}
 			}

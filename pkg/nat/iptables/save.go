@@ -116,38 +116,6 @@ func (t *table) line(line string) bool {
 	return t.has(chain)
 }
 
-// split cuts a rule into words, as iptables-restore does: double quotes group,
-// a backslash within them escapes.
-func split(spec string) []string {
-	var words []string
-	var b strings.Builder
-	quoted, escaped, any := false, false, false
-	for _, c := range spec {
-		switch {
-		case escaped:
-			b.WriteRune(c)
-			escaped = false
-		case quoted && c == '\\':
-			escaped = true
-		case c == '"':
-			quoted, any = !quoted, true
-		case !quoted && (c == ' ' || c == '\t'):
-			if any {
-				words = append(words, b.String())
-			}
-			b.Reset()
-			any = false
-		default:
-			b.WriteRune(c)
-			any = true
-		}
-	}
-	if any {
-		words = append(words, b.String())
-	}
-	return words
-}
-
 // target returns the chain or extension that a rule's words name, "" if none.
 func target(words []string) string {
 	for i, w := range words[:max(len(words)-1, 0)] {

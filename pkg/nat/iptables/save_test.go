@@ -127,8 +127,8 @@ func TestSplit(t *testing.T) {
 		`"a \"b\" \\"`:         {`a "b" \`},
 		`--comment "" -j X`:    {"--comment", "", "-j", "X"},
 	} {
-		if d := cmp.Diff(want, split(spec), cmpopts.EquateEmpty()); d != "" {
-			t.Errorf("split(%q) (-want +got):\n%s", spec, d)
+		if d := cmp.Diff(want, nat.Words(spec), cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("nat.Words(%q) (-want +got):\n%s", spec, d)
 		}
 	}
 }
@@ -144,8 +144,8 @@ func TestParseRule(t *testing.T) {
 		"-o a -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1432": {
 			Out: "a", SYN: true, Action: nat.SetMSS, MSS: 1432},
 	} {
-		if got := parseRule(spec); got != want {
-			t.Errorf("parseRule(%q) = %+v, want %+v", spec, got, want)
+		if got := nat.ParseRule(spec); got != want {
+			t.Errorf("nat.ParseRule(%q) = %+v, want %+v", spec, got, want)
 		}
 	}
 	for _, spec := range []string{
@@ -160,8 +160,8 @@ func TestParseRule(t *testing.T) {
 		`-i a -m comment --comment "something else" -j DROP`,
 		"-s 10.0.0.1/24 -o a -j ACCEPT", "-j ACCEPT -o", "--ctstate",
 	} {
-		if got := parseRule(spec); got.Other == "" || spec != "" && got.Other != spec {
-			t.Errorf("parseRule(%q) = %+v; want it taken as a rule of others", spec, got)
+		if got := nat.ParseRule(spec); got.Other == "" || spec != "" && got.Other != spec {
+			t.Errorf("nat.ParseRule(%q) = %+v; want it taken as a rule of others", spec, got)
 		}
 	}
 }
@@ -183,7 +183,7 @@ func FuzzParseSave(f *testing.F) {
 		// What is left to do for removal names only what is ours.
 		text := script(ts, nil, nil)
 		for _, line := range strings.Split(text, "\n") {
-			words := split(line)
+			words := nat.Words(line)
 			if len(words) > 1 && slices.Contains([]string{"-F", "-X"}, words[0]) && !ours(words[1]) {
 				t.Errorf("removal touches a foreign chain: %q", line)
 			}
@@ -201,11 +201,11 @@ func FuzzParseRule(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, spec string) {
-		r := parseRule(spec)
+		r := nat.ParseRule(spec)
 		if r.Other != "" {
 			return
 		}
-		if again := parseRule(r.String()); again != r {
+		if again := nat.ParseRule(r.String()); again != r {
 			t.Errorf("%q reads as %+v, which is written %q and reads as %+v", spec, r, r, again)
 		}
 	})

@@ -110,7 +110,7 @@ func ours(chain string) bool { return strings.HasPrefix(chain, nat.ChainPrefix) 
 func chainRules(t *table, c nat.Chain) []nat.Rule {
 	rules := []nat.Rule{}
 	for _, r := range t.rules[string(c)] {
-		rules = append(rules, parseRule(r.spec))
+		rules = append(rules, nat.ParseRule(r.spec))
 	}
 	return rules
 }
@@ -132,7 +132,7 @@ func jumpsTo(t *table, c string) []jump {
 			continue // goes with its chain
 		}
 		for i, r := range t.rules[from] {
-			if target(split(r.spec)) == c {
+			if target(nat.Words(r.spec)) == c {
 				js = append(js, jump{from, i, r.spec})
 			}
 		}
@@ -157,7 +157,7 @@ func findFault(t *table, c nat.Chain) fault {
 		return fault{text: fmt.Sprintf("%d jumps to %s, not one", len(js), c)}
 	}
 	j := js[0]
-	if want := split(p.Jump(c)); j.chain != p.Hook || !slices.Equal(split(j.spec), want) {
+	if want := nat.Words(p.Jump(c)); j.chain != p.Hook || !slices.Equal(nat.Words(j.spec), want) {
 		return fault{text: fmt.Sprintf("jump to %s is \"%s %s\", not \"%s %s\"", c, j.chain, j.spec, p.Hook, p.Jump(c))}
 	}
 	if p.Last {

@@ -12,7 +12,7 @@ import (
 func shadowing(t *table, c nat.Chain, index int) string {
 	s := shadow{table: t, seen: map[visit]bool{}}
 	for _, r := range t.rules[string(c)] {
-		p := parseRule(r.spec)
+		p := nat.ParseRule(r.spec)
 		if w := (path{p.In, p.Out}); p.Other == "" && !slices.Contains(s.paths, w) {
 			s.paths = append(s.paths, w)
 		}
@@ -59,7 +59,7 @@ var passive = []string{
 // decides says whether a rule, or one that it leads to, may end the way of a
 // packet of these paths through the built-in chain.
 func (s shadow) decides(spec string, ps paths, top bool) bool {
-	words := split(spec)
+	words := nat.Words(spec)
 	to := target(words)
 	if slices.Contains(passive, to) || to == "RETURN" && !top || to == "ACCEPT" && onlyKnown(words) {
 		return false

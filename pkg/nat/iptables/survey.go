@@ -38,7 +38,7 @@ func masqAgents(f nat.Family, tables []table) []nat.MasqAgent {
 	var out []nat.MasqAgent
 	first := true
 	for _, r := range t.rules[nat.Masq.Place().Hook] {
-		words := split(r.spec)
+		words := nat.Words(r.spec)
 		to := target(words)
 		if to == string(nat.Masq) {
 			first = false
@@ -55,7 +55,7 @@ func masqAgents(f nat.Family, tables []table) []nat.MasqAgent {
 // decisions reads the ranges that a chain returns from before it masquerades.
 func decisions(rules []rule) (keep []netip.Prefix, masquerades bool) {
 	for _, r := range rules {
-		words := split(r.spec)
+		words := nat.Words(r.spec)
 		switch target(words) {
 		case "MASQUERADE":
 			return keep, true
@@ -64,7 +64,7 @@ func decisions(rules []rule) (keep []netip.Prefix, masquerades bool) {
 			if i < 0 {
 				return keep, false // everything returns here
 			}
-			if p, ok := prefix(words[i+1]); ok && (i == 0 || words[i-1] != "!") {
+			if p, err := netip.ParsePrefix(words[i+1]); err == nil && (i == 0 || words[i-1] != "!") {
 				keep = append(keep, p)
 			}
 		}

@@ -1,32 +1,30 @@
-package iptables
+package nat
 
 import (
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/vpcproxy/vpcproxy/pkg/nat"
 )
 
-// parseRule reads a rule as iptables-save prints it, whatever the order of its
+// ParseRule reads a rule as Rule.String and iptables-save print it, whatever the order of its
 // matches. A rule that package nat does not write is returned as Other.
-func parseRule(spec string) nat.Rule {
+func ParseRule(spec string) Rule {
 	if spec == "" {
-		return nat.Rule{Other: "(matches everything, does nothing)"}
+		return Rule{Other: "(matches everything, does nothing)"}
 	}
-	words := normalize(split(spec))
+	words := normalize(Words(spec))
 	r, ok := readWords(words)
 	if !ok {
-		return nat.Rule{Other: spec}
+		return Rule{Other: spec}
 	}
 	// What was not understood, or was left out, shows when the rule is
 	// written again.
-	again := split(r.String())
+	again := Words(r.String())
 	slices.Sort(words)
 	slices.Sort(again)
 	if !slices.Equal(words, again) {
-		return nat.Rule{Other: spec}
+		return Rule{Other: spec}
 	}
 	return r
 }
@@ -59,7 +57,7 @@ var icmpv6Names = map[string]string{
 
 // order brings a list of flags into the order that package nat writes.
 func order(list string) string {
-	for _, known := range []string{string(nat.Known), string(nat.Untranslated), "SYN,RST"} {
+	for _, known := range []string{string(Known), string(Untranslated), "SYN,RST"} {
 		a, b := strings.Split(list, ","), strings.Split(known, ",")
 		slices.Sort(a)
 		slices.Sort(b)
@@ -70,8 +68,8 @@ func order(list string) string {
 	return list
 }
 
-func readWords(words []string) (nat.Rule, bool) {
-	var r nat.Rule
+func readWords(words []string) (Rule, bool) {
+	var r Rule
 	for i := 0; i < len(words); i++ {
 		arg := ""
 		if i+1 < len(words) {
@@ -84,9 +82,9 @@ func readWords(words []string) (nat.Rule, bool) {
 		case "-d":
 			r.Dest, ok = prefix(arg)
 		case "-i":
-			r.In = nat.LinkPattern(arg)
+			r.In = LinkPattern(arg)
 		case "-o":
-			r.Out = nat.LinkPattern(arg)
+			r.Out = LinkPattern(arg)
 		case "-p", "-m": // implied by another word
 		case "--tcp-flags":
 			r.SYN = true
@@ -96,18 +94,18 @@ func readWords(words []string) (nat.Rule, bool) {
 			n, ok = number(arg)
 			r.ICMPv6 = uint8(n) // what is cut off shows in the comparison
 		case "--ctstate":
-			r.State = nat.State(arg)
+			r.State = State(arg)
 		case "--comment":
-			r.Reason, ok = nat.ReasonOf(arg)
+			r.Reason, ok = ReasonOf(arg)
 		case "-j":
-			r.Action = nat.Action(arg)
+			r.Action = Action(arg)
 		case "--to-source":
 			r.To, ok = plainAddress(arg)
 		case "--set-mss":
-			r.Action = nat.SetMSS
+			r.Action = SetMSS
 			r.MSS, ok = number(arg)
 		case "--clamp-mss-to-pmtu":
-			r.Action = nat.ClampMSS
+			r.Action = ClampMSS
 			i--
 		case "--random-fully":
 			i--
@@ -119,7 +117,7 @@ func readWords(words []string) (nat.Rule, bool) {
 		}
 		i++
 	}
-	return r, slices.Contains(nat.Actions(), r.Action)
+	return r, slices.Contains(Actions(), r.Action)
 }
 
 // address reads an address with the prefix length of a single one.
@@ -141,4 +139,36 @@ func plainAddress(s string) (netip.Addr, bool) {
 func number(s string) (int, bool) {
 	n, err := strconv.Atoi(s)
 	return n, err == nil
+}
+
+// Words cuts a rule into words, as iptables-restore does: double quotes group,
+// a backslash within them escapes.
+func Words(spec string) []string {
+	var words []string
+	var b strings.Builder
+	quoted, escaped, any := false, false, false
+	for _, c := range spec {
+		switch {
+		case escaped:
+			b.WriteRune(c)
+			escaped = false
+		case quoted && c == '\\':
+			escaped = true
+		case c == '"':
+			quoted, any = !quoted, true
+		case !quoted && (c == ' ' || c == '\t'):
+			if any {
+				words = append(words, b.String())
+			}
+			b.Reset()
+			any = false
+		default:
+			b.WriteRune(c)
+			any = true
+		}
+	}
+	if any {
+		words = append(words, b.String())
+	}
+	return words
 }
