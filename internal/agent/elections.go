@@ -15,7 +15,7 @@ import (
 // buildElections makes what a proxy elects with, and has the node tell it.
 func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
 	// Handles of its own: a move must not wait for a lock that a reconcile holds.
-	host, err := kernel.NewHost(kernel.HostOptions{})
+	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory})
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}

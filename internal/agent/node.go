@@ -55,7 +55,7 @@ type nodeTask struct {
 
 // buildNode adds the task that keeps this machine's kernel.
 func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
-	host, err := kernel.NewHost(kernel.HostOptions{Overrun: m.overruns.Inc})
+	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory, Overrun: m.overruns.Inc})
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}

@@ -34,12 +34,14 @@ type Config struct {
 	TLS            TLS
 	Socket         string
 	StateDirectory string
-	NAT            NAT
-	Steering       Steering
-	Reconcile      Reconcile
-	HA             HA
-	Log            Log
-	Metrics        Metrics
+	// SysctlDirectory is /proc/sys, or another mount of it.
+	SysctlDirectory string
+	NAT             NAT
+	Steering        Steering
+	Reconcile       Reconcile
+	HA              HA
+	Log             Log
+	Metrics         Metrics
 
 	origins map[string]string // by key
 }

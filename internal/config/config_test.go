@@ -84,8 +84,8 @@ func TestFile(t *testing.T) {
 		PodCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:1::/64")},
 		Controller: Controller{Address: "https://controller:9443", Socket: "/run/vpcproxy/controller.sock"},
 		Etcd:       Etcd{Directory: "/var/lib/v/etcd"},
-		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v",
-		HA:  HA{"10.0.0.1:7", 2 * time.Second},
+		HA:         HA{"10.0.0.1:7", 2 * time.Second},
+		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v", SysctlDirectory: "/proc/sys",
 		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
 	}

@@ -63,6 +63,8 @@ var settings = []setting{
 	{"stateDirectory", "/var/lib/vpcproxy", "Directory for what must survive a restart.",
 		text("path", func(c *Config) *string { return &c.StateDirectory })},
 
+	{"sysctlDirectory", "/proc/sys", "Where kernel parameters are read and written: another mount of /proc/sys, if that is read-only here, as in containers.",
+		text("path", func(c *Config) *string { return &c.SysctlDirectory })},
 	{"nat.backend", "auto", "What translates addresses: iptables, nftables, or auto for iptables if this host has it. nftables needs no program, but cannot accept what another program's FORWARD chain drops by default.",
 		enum(func(c *Config) *string { return &c.NAT.Backend }, "auto", "iptables", "nftables")},
 	{"nat.iptables", "auto", "Which iptables to program: nft, legacy, or auto to use the one in which this host already has rules.",

@@ -201,6 +201,7 @@ func (c *checker) paths() {
 		{"etcd.directory", c.Etcd.Directory, false, false},
 		{"etcd.tls.directory", c.Etcd.TLS.Directory, false, false},
 		{"stateDirectory", c.StateDirectory, true, false},
+		{"sysctlDirectory", c.SysctlDirectory, true, false},
 		{"nat.masq.config", c.NAT.Masq.Config, false, false},
 		{"socket", c.Socket, true, true},
 		{"controller.socket", c.Controller.Socket, true, true},

@@ -28,12 +28,17 @@ type HostOptions struct {
 	// Overrun, if not nil, is called each time that notifications were lost
 	// because nobody took them in time. It must not block.
 	Overrun func()
+	// Sysctls is where parameters are read and written; "" is /proc/sys, which
+	// is read-only in most containers. Any mount of it shows those of the
+	// namespace that the opening thread is in (net/sysctl_net.c).
+	Sysctls string
 }
 
 // host is the Host of this machine's kernel.
 type host struct {
 	dir     string
 	overrun func()
+	sysctls string
 
 	mu       sync.Mutex
 	own      *handle
@@ -59,7 +64,11 @@ func NewHost(options HostOptions) (Host, error) {
 	if options.Overrun == nil {
 		options.Overrun = func() {}
 	}
+	if options.Sysctls == "" {
+		options.Sysctls = procSys
+	}
 	h := &host{
+		sysctls:  options.Sysctls,
 		dir:      options.NetnsDir,
 		overrun:  options.Overrun,
 		open:     map[string]*handle{},

@@ -104,7 +104,7 @@ func makeNamespace(path string) error {
 	// net.core.devconf_inherit_init_net (Documentation/admin-guide/sysctl/net.rst):
 	// do not forward before someone wants it.
 	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := writeSysctl(name, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := writeSysctl(procSys, name, "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

@@ -19,7 +19,7 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 	var value string
 	err := h.use(ctx, func() error {
 		return h.visit(func() (err error) {
-			value, err = readSysctl(name)
+			value, err = readSysctl(h.host.sysctls, name)
 			return err
 		})
 	})
@@ -28,20 +28,20 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 
 func (h *handle) SetSysctl(ctx context.Context, name, value string) error {
 	return h.use(ctx, func() error {
-		return h.visit(func() error { return writeSysctl(name, value) })
+		return h.visit(func() error { return writeSysctl(h.host.sysctls, name, value) })
 	})
 }
 
 // sysctlPath accepts parameters below net only: all others are the whole machine's.
-func sysctlPath(name string) (string, error) {
+func sysctlPath(dir, name string) (string, error) {
 	if !strings.HasPrefix(name, "net/") || filepath.Clean(name) != name {
 		return "", fmt.Errorf("sysctl %q: want a name such as net/ipv4/ip_forward", name)
 	}
-	return filepath.Join(procSys, name), nil
+	return filepath.Join(dir, name), nil
 }
 
-func readSysctl(name string) (string, error) {
-	path, err := sysctlPath(name)
+func readSysctl(dir, name string) (string, error) {
+	path, err := sysctlPath(dir, name)
 	if err != nil {
 		return "", err
 	}
@@ -52,14 +52,14 @@ func readSysctl(name string) (string, error) {
 	return strings.TrimSpace(string(value)), nil
 }
 
-func writeSysctl(name, value string) error {
-	path, err := sysctlPath(name)
+func writeSysctl(dir, name, value string) error {
+	path, err := sysctlPath(dir, name)
 	if err != nil {
 		return err
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("write sysctl %s: %s is mounted read-only here; remount it read-write or set the parameter on the host: %w", name, procSys, err)
+		return fmt.Errorf("write sysctl %s: %s is mounted read-only here; remount it read-write, or name another mount of it as sysctlDirectory: %w", name, dir, err)
 	}
 	if err != nil {
 		return fmt.Errorf("write sysctl: %w", err)
