@@ -116,6 +116,8 @@ type Stream struct {
 	back   map[uint64]struct{}
 	errors int
 	last   error
+	heard  time.Time
+	gap    time.Duration
 }
 
 // StreamReport is what became of a Stream.
@@ -123,6 +125,8 @@ type StreamReport struct {
 	Sent, Lost uint64 // datagrams
 	Errors     int    // of the socket, as after ICMP unreachable
 	LastError  error
+	// LongestGap is the longest time between two that came back.
+	LongestGap time.Duration
 }
 
 // StartStream sends a datagram at every interval until Stop.
@@ -182,6 +186,11 @@ func (s *Stream) receive() {
 		if n == len(word) {
 			s.mu.Lock()
 			s.back[binary.BigEndian.Uint64(word[:])] = struct{}{}
+			if now := time.Now(); s.heard.IsZero() {
+				s.heard = now
+			} else {
+				s.gap, s.heard = max(s.gap, now.Sub(s.heard)), now
+			}
 			s.mu.Unlock()
 		}
 	}
@@ -192,6 +201,16 @@ func (s *Stream) Returned() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.back)
+}
+
+// Gap returns the longest time so far between two that came back, and begins
+// that measurement anew. One that lasts is not over before the next comes back.
+func (s *Stream) Gap() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gap := s.gap
+	s.gap = 0
+	return gap
 }
 
 // Stop stops sending, waits until all have come back or patience ends, and
@@ -211,5 +230,5 @@ func (s *Stream) Stop(patience time.Duration) StreamReport {
 	s.receiver.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return StreamReport{Sent: s.sent, Lost: s.sent - uint64(len(s.back)), Errors: s.errors, LastError: s.last}
+	return StreamReport{Sent: s.sent, Lost: s.sent - uint64(len(s.back)), Errors: s.errors, LastError: s.last, LongestGap: s.gap}
 }
