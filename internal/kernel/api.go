@@ -116,6 +116,9 @@ type Route struct {
 	Scope     uint8      // 0 is written as what suits the route
 	TOS       uint8      // read only: a route for one TOS is another route
 	Multipath bool
+	// Nexthop is the number of a nexthop object that takes the place of Link,
+	// Via and Onlink; 0: none.
+	Nexthop uint32
 }
 
 // RouteFilter selects routes. Zero fields match all.
@@ -203,6 +206,18 @@ type Handle interface {
 	// DeleteRoutes deletes by table, destination, metric and Protocol.
 	DeleteRoutes(ctx context.Context, r []Route) []error
 
+	// Nexthops lists the nexthop objects; none if the kernel knows none.
+	Nexthops(ctx context.Context) ([]Nexthop, error)
+	// ReplaceNexthops never replaces an object with another Protocol: such an
+	// item fails with ErrForeign. The type of a group cannot be changed.
+	ReplaceNexthops(ctx context.Context, n []Nexthop) []error
+	// DeleteNexthops deletes by number and Protocol. The routes by an object go
+	// with it, and a group with its last member.
+	DeleteNexthops(ctx context.Context, n []Nexthop) []error
+	// NexthopGroups tells whether the kernel has groups of next hops (Linux
+	// 5.3), and resilient ones (5.13).
+	NexthopGroups(ctx context.Context) (plain, resilient bool, err error)
+
 	Rules(ctx context.Context) ([]Rule, error)
 	// AddRules adds a rule also beside an equal one of another Protocol.
 	AddRules(ctx context.Context, r []Rule) []error
@@ -275,6 +290,7 @@ const (
 	HintLinks      Hint = "links"
 	HintAddresses  Hint = "addresses"
 	HintNeighbors  Hint = "neighbors"
+	HintNexthops   Hint = "nexthops"
 	HintRoutes     Hint = "routes"
 	HintRules      Hint = "rules"
 	HintSysctls    Hint = "sysctls"

@@ -4,7 +4,7 @@ import "context"
 
 // hintOrder is the order in which waiting hints are handed out: the order of making.
 var hintOrder = []Hint{
-	HintNamespaces, HintFirewall, HintLinks, HintEgress, HintAddresses, HintNeighbors, HintSysctls, HintRoutes, HintRules,
+	HintNamespaces, HintFirewall, HintLinks, HintEgress, HintAddresses, HintNeighbors, HintSysctls, HintNexthops, HintRoutes, HintRules,
 }
 
 // MergeHints passes hints on, each one once however often it came while the

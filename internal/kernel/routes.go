@@ -111,7 +111,10 @@ func parseRoute(body []byte, family uint8) (Route, bool, error) {
 	if r.Type != RouteUnicast {
 		r.Link = 0 // the kernel shows lo for an IPv6 route that refuses
 	}
-	if r.Multipath {
+	if r.Nexthop != 0 { // the kernel shows what the object holds, too
+		r.Multipath = false
+	}
+	if r.Multipath || r.Nexthop != 0 {
 		r.Link, r.Via, r.Onlink = 0, netip.Addr{}, false
 	}
 	return r, true, nil
@@ -136,6 +139,8 @@ func (r *Route) parseAttribute(typ uint16, v []byte) (err error) {
 		r.Via, err = getAddr(v[2:])
 	case unix.RTA_PREFSRC:
 		r.Source, err = getAddr(v)
+	case rtaNHID:
+		r.Nexthop, err = getU32(v)
 	case unix.RTA_MULTIPATH:
 		r.Multipath = true
 	}
@@ -166,6 +171,8 @@ func (r Route) Validate() error {
 		return fmt.Errorf("the protocol is missing, which says whose route it is")
 	case r.Dst.Addr().Is6() && r.Metric == 0:
 		return fmt.Errorf("an IPv6 route needs a metric: the kernel would make 0 into 1024")
+	case r.Nexthop != 0 && (r.Link != 0 || r.Via.IsValid() || r.Onlink):
+		return fmt.Errorf("a nexthop object takes the place of the link and the next hop")
 	case r.Multipath:
 		return fmt.Errorf("multipath routes can be listed and deleted only")
 	}
@@ -177,10 +184,13 @@ func putRoute(m *message, seq uint32, flags uint16, r Route) {
 	if r.Type == 0 {
 		r.Type = RouteUnicast
 	}
-	if r.Scope == 0 && r.Type == RouteUnicast && r.Dst.Addr().Is4() && !r.Via.IsValid() {
+	if r.Scope == 0 && r.Type == RouteUnicast && r.Dst.Addr().Is4() && !r.Via.IsValid() && r.Nexthop == 0 {
 		r.Scope = unix.RT_SCOPE_LINK // as iproute2 does, for a destination on the link
 	}
 	putRouteHeader(m, familyOf(r.Dst.Addr()), r)
+	if r.Nexthop != 0 {
+		m.attrU32(rtaNHID, r.Nexthop)
+	}
 	if r.Link != 0 {
 		m.attrU32(unix.RTA_OIF, uint32(r.Link))
 	}
@@ -252,7 +262,7 @@ func (r Route) same(want Route) bool {
 		want.Type = RouteUnicast
 	}
 	return r.Type == want.Type && r.Link == want.Link && r.Via == want.Via &&
-		r.Onlink == want.Onlink && r.Source == want.Source && !r.Multipath
+		r.Onlink == want.Onlink && r.Source == want.Source && r.Nexthop == want.Nexthop && !r.Multipath
 }
 
 // routesByKey lists the routes of the given ones' tables. Routes for one TOS only

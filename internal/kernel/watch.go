@@ -27,6 +27,7 @@ var sources = []source{
 			unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC,
 			unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+			unix.RTNLGRP_NEXTHOP,
 			unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
 			unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 		},
@@ -201,6 +202,8 @@ func routeHints(m syscall.NetlinkMessage) []Hint {
 			return nil
 		}
 		return []Hint{HintRoutes}
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		return []Hint{HintNexthops, HintRoutes} // routes go with a nexthop, unannounced
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		return []Hint{HintRules}
 	case unix.RTM_NEWNETCONF, unix.RTM_DELNETCONF:

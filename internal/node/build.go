@@ -55,6 +55,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		Addresses:  tunnel.NewAddresses(o.Host),
 		Neighbors:  tunnel.NewNeighbors(o.Host, table),
 		Sysctls:    route.NewSysctls(o.Host),
+		Nexthops:   route.NewNexthops(o.Host),
 		Routes:     route.NewRoutes(o.Host),
 		Rules:      route.NewRules(o.Host),
 		Steers:     route.NewSteers(tables, o.Host),

@@ -41,6 +41,10 @@ func Commands(c reconcile.Change) []string {
 		return commands(k, op, value)
 	case desired.SysctlKey:
 		return commands(k, op, value)
+	case desired.NexthopKey:
+		return commands(k, op, value)
+	case desired.PathKey:
+		return commands(k, op, value)
 	case desired.RouteKey:
 		return commands(k, op, value)
 	case desired.RuleKey:

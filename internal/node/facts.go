@@ -22,6 +22,8 @@ type facts struct {
 	mu    sync.Mutex
 	seen  map[string][]plan.Interface // by namespace
 	stale map[string]bool
+	// groups is how flows can be spread; nil: not found out yet.
+	groups *plan.Hashing
 }
 
 func newFacts(h kernel.Host) *facts {

@@ -21,9 +21,12 @@ type Kinds struct {
 	Addresses  reconcile.Kind[desired.AddressKey, desired.Address]
 	Neighbors  reconcile.Kind[desired.NeighborKey, desired.Neighbor]
 	Sysctls    reconcile.Kind[desired.SysctlKey, desired.Sysctl]
+	Nexthops   reconcile.Kind[desired.NexthopKey, desired.Nexthop]
 	Routes     reconcile.Kind[desired.RouteKey, desired.Route]
 	Rules      reconcile.Kind[desired.RuleKey, desired.Rule]
 	Steers     reconcile.Kind[desired.SteerKey, desired.Steer]
+	// Paths are what is announced by BGP; nil in static mode.
+	Paths reconcile.Kind[desired.PathKey, desired.Path]
 
 	// NATDrifted tells, cheaply, whether address translation may have
 	// changed since it was asked last. Nil where the kernel has events.
@@ -56,6 +59,7 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 	const (
 		namespaces, natName, peers, links, enis, egress = "namespaces", "nat", "peers", "links", "enis", "egress"
 		addresses, neighbors, sysctls, routes, rules    = "addresses", "neighbors", "sysctls", "routes", "rules"
+		nexthops, steers                                = "nexthops", "steers"
 	)
 	// A namespace is a unit: what fails in one holds nothing back in
 	// another. The empty group would concern them all.
@@ -65,16 +69,16 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 		}
 		return netns
 	}
-	return []reconcile.Stage[state]{
+	all := []reconcile.Stage[state]{
 		reconcile.NewStage(k.Namespaces, func(s state) map[string]desired.Namespace { return s.Namespaces },
 			func(n string, _ desired.Namespace) string { return inside(n) },
-			reconcile.Invalidates(natName, peers, links, enis, egress, addresses, neighbors, sysctls, routes, rules)),
+			reconcile.Invalidates(natName, peers, links, enis, egress, addresses, neighbors, sysctls, nexthops, routes, rules)),
 		reconcile.NewStage(k.NAT, natRules,
 			func(n desired.NATKey, _ nat.RuleSet) string { return inside(n.Netns) }, reconcile.Requires(namespaces)),
 		reconcile.NewStage(k.Peers, func(s state) map[desired.PeerKey]desired.Peer { return s.Peers }, nil),
 		reconcile.NewStage(k.Links, func(s state) map[desired.LinkKey]desired.Link { return s.Links },
 			func(l desired.LinkKey, _ desired.Link) string { return inside(l.Netns) },
-			reconcile.Requires(namespaces, natName, peers), reconcile.Invalidates(addresses, neighbors, sysctls, routes)),
+			reconcile.Requires(namespaces, natName, peers), reconcile.Invalidates(addresses, neighbors, sysctls, nexthops, routes)),
 		reconcile.NewStage(k.ENIs, func(s state) map[desired.ENIKey]desired.ENI { return s.ENIs },
 			func(e desired.ENIKey, _ desired.ENI) string { return inside(e.Netns) },
 			reconcile.Requires(namespaces, natName), reconcile.Invalidates(egress, addresses, sysctls, routes)),
@@ -88,6 +92,9 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 		reconcile.NewStage(k.Sysctls, func(s state) map[desired.SysctlKey]desired.Sysctl { return s.Sysctls },
 			func(n desired.SysctlKey, _ desired.Sysctl) string { return inside(n.Netns) },
 			reconcile.Requires(natName, egress)),
+		reconcile.NewStage(k.Nexthops, func(s state) map[desired.NexthopKey]desired.Nexthop { return s.Nexthops },
+			func(n desired.NexthopKey, _ desired.Nexthop) string { return inside(n.Netns) },
+			reconcile.Invalidates(routes)), // a route goes with its next hop
 		reconcile.NewStage(k.Routes, func(s state) map[desired.RouteKey]desired.Route { return s.Routes },
 			func(r desired.RouteKey, v desired.Route) string {
 				if v.Type == desired.Unreachable {
@@ -101,6 +108,19 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 			func(n desired.SteerKey, _ desired.Steer) string { return inside(n.Netns) },
 			reconcile.Requires(rules)),
 	}
+	if k.Paths == nil {
+		return all
+	}
+	// Nothing is announced before all that it leads to is there, and all of
+	// that stays until the announcement is withdrawn.
+	return append(all, reconcile.NewStage(k.Paths, func(s state) map[desired.PathKey]desired.Path { return s.Paths },
+		func(p desired.PathKey, _ desired.Path) string {
+			if p.Netns == "" {
+				return "host address" // needs nothing, and nothing needs it
+			}
+			return inside(p.Netns)
+		},
+		reconcile.Requires(namespaces, natName, peers, links, enis, egress, addresses, neighbors, sysctls, routes, rules, steers)))
 }
 
 func natRules(s desired.State) map[desired.NATKey]nat.RuleSet { return nat.RenderAll(s.NAT) }
@@ -113,11 +133,13 @@ func kindsOf(h kernel.Hint) []string {
 	case kernel.HintEgress:
 		return []string{"egress"}
 	case kernel.HintLinks:
-		return []string{"links", "enis", "egress", "addresses", "neighbors", "routes", "sysctls"}
+		return []string{"links", "enis", "egress", "addresses", "neighbors", "nexthops", "routes", "sysctls"}
 	case kernel.HintAddresses:
 		return []string{"enis", "addresses"} // an ENI keeps what it brought along
 	case kernel.HintNeighbors:
 		return []string{"neighbors"}
+	case kernel.HintNexthops:
+		return []string{"nexthops"}
 	case kernel.HintRoutes:
 		return []string{"enis", "routes"}
 	case kernel.HintRules:

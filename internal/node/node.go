@@ -67,6 +67,7 @@ type Node struct {
 	watching   map[string]bool
 	synced     bool // the agent's own namespace is watched
 	totals     map[string]Totals
+	alive      alive
 	masquerade []desired.Masquerade
 	masqFault  string   // why masquerade is not what its file says
 	notices    []string // what the NAT backend has found beside our rules
@@ -337,6 +338,7 @@ func (n *Node) poll(ctx context.Context) {
 // namespace, or moved an interface, changes the facts.
 func (n *Node) ObservePass(p reconcile.Pass) {
 	n.count(p)
+	n.findBroken()
 	n.survey()
 	if p.Writes() > 0 {
 		n.replan()

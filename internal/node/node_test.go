@@ -92,6 +92,7 @@ func newMachine(t *testing.T, name string, fake *kerneltest.Fake) *machine {
 			Addresses:  tunnel.NewAddresses(fake),
 			Neighbors:  tunnel.NewNeighbors(fake, hosts),
 			Sysctls:    route.NewSysctls(fake),
+			Nexthops:   route.NewNexthops(fake),
 			Routes:     route.NewRoutes(fake),
 			Rules:      route.NewRules(fake),
 			Steers:     newTable[desired.SteerKey]("steers", equal[desired.Steer]),

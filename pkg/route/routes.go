@@ -78,7 +78,7 @@ func (r *Routes) List(ctx context.Context) (map[desired.RouteKey]desired.Route, 
 func anyLink(kernel.Link) bool { return true }
 
 func shown(have kernel.Route, names map[int]string) desired.Route {
-	r := desired.Route{Link: names[have.Link], Via: have.Via, Onlink: have.Onlink, Source: have.Source}
+	r := desired.Route{Link: names[have.Link], Via: have.Via, Onlink: have.Onlink, Source: have.Source, Nexthop: have.Nexthop}
 	switch {
 	case have.Multipath:
 		r.Type = strange
@@ -109,6 +109,9 @@ func text(r desired.Route) string {
 		return "unreachable"
 	}
 	s := "dev " + r.Link
+	if r.Nexthop != 0 {
+		s = fmt.Sprintf("nhid %d", r.Nexthop)
+	}
 	if r.Via.IsValid() {
 		s = "via " + r.Via.String() + " " + s
 	}
@@ -218,6 +221,10 @@ func toKernel(it routeItem, links map[string]int) (kernel.Route, error) {
 		return r, nil
 	default:
 		return kernel.Route{}, fmt.Errorf("route %s table %d: type %d is unknown", k.Dst, k.Table, v.Type)
+	}
+	if v.Nexthop != 0 {
+		r.Nexthop, r.Source = v.Nexthop, v.Source
+		return r, nil
 	}
 	index, ok := links[v.Link]
 	if !ok {

@@ -18,6 +18,7 @@ func Contract(t *testing.T, newHost func(*testing.T) kernel.Host) {
 		"links":      linkContract,
 		"addresses":  addressContract,
 		"neighbors":  neighborContract,
+		"nexthops":   nexthopContract,
 		"routes":     routeContract,
 		"rules":      ruleContract,
 		"sysctls":    sysctlContract,

@@ -209,7 +209,12 @@ func (s *space) dropLink(l *link) {
 func (s *space) linkDown(l *link) {
 	l.Up, l.Lower = false, false
 	maps.DeleteFunc(s.neighbors, func(k neighborKey, _ kernel.Neighbor) bool { return k.link == l.Index })
-	s.routes = slices.DeleteFunc(s.routes, func(r kernel.Route) bool { return r.Link == l.Index })
+	s.routes = slices.DeleteFunc(s.routes, func(r kernel.Route) bool { return r.Link == l.Index && r.Nexthop == 0 })
+	for _, n := range slices.Collect(maps.Values(s.nexthops)) {
+		if n.Link == l.Index && len(n.Members) == 0 {
+			s.dropNexthop(n.ID)
+		}
+	}
 	s.addresses = slices.DeleteFunc(s.addresses, func(a kernel.Address) bool {
 		return a.Link == l.Index && a.Prefix.Addr().Is6()
 	})

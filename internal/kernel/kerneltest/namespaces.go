@@ -21,6 +21,7 @@ type space struct {
 	nextIndex int
 	addresses []kernel.Address
 	neighbors map[neighborKey]kernel.Neighbor
+	nexthops  map[uint32]kernel.Nexthop
 	routes    []kernel.Route
 	rules     []kernel.Rule
 	sysctls   map[string]string
@@ -41,6 +42,7 @@ func newSpace(name string) *space {
 		links:     map[int]*link{},
 		nextIndex: 1,
 		neighbors: map[neighborKey]kernel.Neighbor{},
+		nexthops:  map[uint32]kernel.Nexthop{},
 		sysctls:   newSysctls(),
 		rules: []kernel.Rule{
 			{Priority: 0, Table: unix.RT_TABLE_LOCAL, Protocol: protocolKernel},

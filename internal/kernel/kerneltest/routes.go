@@ -60,6 +60,12 @@ func (s *space) resolve(r *kernel.Route) error {
 		r.Link = 0
 		return nil
 	}
+	if r.Nexthop != 0 {
+		if _, ok := s.nexthops[r.Nexthop]; !ok {
+			return fmt.Errorf("there is no nexthop %d: %w", r.Nexthop, unix.EINVAL)
+		}
+		return nil
+	}
 	if r.Via.IsValid() && !r.Onlink {
 		i := slices.IndexFunc(s.addresses, func(a kernel.Address) bool {
 			return (r.Link == 0 || r.Link == a.Link) && s.links[a.Link].Up &&
