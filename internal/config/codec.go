@@ -106,7 +106,7 @@ func enumerate(words []string) string {
 }
 
 func roles(field func(*Config) *[]intent.Role) codec {
-	parse := oneOf(string(intent.RoleFunction), string(intent.RoleProxy), string(intent.RoleController))
+	parse := oneOf(string(intent.RoleFunction), string(intent.RoleProxy), string(intent.RoleController), string(intent.RoleReflector))
 	return listOf("roles", field,
 		func(s string) (intent.Role, error) { w, err := parse(s); return intent.Role(w), err },
 		func(r intent.Role) string { return string(r) })
@@ -117,6 +117,16 @@ func address(field func(*Config) *netip.Addr) codec {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
 			return a, fmt.Errorf("%q is not an IP address such as 192.168.80.8", s)
+		}
+		return a, nil
+	}, netip.Addr.String)
+}
+
+func addresses(field func(*Config) *[]netip.Addr) codec {
+	return listOf("addresses", field, func(s string) (netip.Addr, error) {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return a, fmt.Errorf("%q is not an IP address such as 192.168.4.9", s)
 		}
 		return a, nil
 	}, netip.Addr.String)

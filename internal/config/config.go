@@ -38,6 +38,8 @@ type Config struct {
 	SysctlDirectory string
 	NAT             NAT
 	Steering        Steering
+	Zone            string
+	BGP             BGP
 	Reconcile       Reconcile
 	HA              HA
 	Log             Log

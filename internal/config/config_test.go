@@ -67,6 +67,8 @@ nat: {iptables: legacy}
 steering: {markMask: 0xff0000, rulePriority: 100, tableBase: 5000}
 reconcile: {refresh: 1m}
 ha: {sessionListen: "10.0.0.1:7", sessionAge: 2s}
+zone: zone-a
+bgp: {mode: client, asn: 4200000000, port: 1179, address: 192.168.80.9, reflectors: [192.168.4.9], gracefulRestart: 1m, hops: 2}
 log: {level: debug, format: json}
 metrics: {address: "127.0.0.1:9464"}
 `
@@ -88,6 +90,11 @@ func TestFile(t *testing.T) {
 		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v", SysctlDirectory: "/proc/sys",
 		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
+		Zone: "zone-a",
+		BGP: BGP{
+			Mode: "client", ASN: 4200000000, Port: 1179, Address: netip.MustParseAddr("192.168.80.9"), Reflectors: []netip.Addr{netip.MustParseAddr("192.168.4.9")},
+			HoldTime: 9 * time.Second, GracefulRestart: time.Minute, Hops: 2, MaxPrefixes: 100000, FlowIdle: 2 * time.Minute,
+		},
 	}
 	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
 	if diff := cmp.Diff(want, got, opts); diff != "" {
@@ -196,7 +203,7 @@ func TestValidate(t *testing.T) {
 		args       []string
 	}{
 		{"no role", "roles (default): is empty; give function", nil},
-		{"bad role", `roles (flag --roles): "cook" is not known; want function, proxy or controller`, []string{"--roles", "cook"}},
+		{"bad role", `roles (flag --roles): "cook" is not known; want function, proxy, controller or reflector`, []string{"--roles", "cook"}},
 		{"role twice", "roles (flag --roles): proxy appears twice", []string{"--roles", "proxy,proxy"}},
 		{"bad name", `node (flag --node): "Host_A" is not a DNS label`, []string{"--roles", "proxy", ctl, "--node", "Host_A"}},
 		{"no intent", "controller.address (default): is missing; give the controller", []string{"--roles", "function"}},
@@ -229,6 +236,21 @@ func TestValidate(t *testing.T) {
 		{"priority main", "steering.rulePriority (flag --steering-rule-priority): 32766 is not between", []string{"--roles", "function", ctl, "--steering-rule-priority", "32766"}},
 		{"table main", "steering.tableBase (flag --steering-table-base): 254 is among", []string{"--roles", "function", ctl, "--steering-table-base", "254"}},
 		{"tables overflow", "steering.tableBase (flag --steering-table-base): 4294967295 leaves no room for the 16384 tables", []string{"--roles", "function", ctl, "--steering-table-base", "4294967295"}},
+		{"zone", `zone (flag --zone): "Zone A" is not a DNS label`, []string{"--roles", "function", ctl, "--zone", "Zone A"}},
+		{"bgp mode", `bgp.mode (flag --bgp-mode): "ring" is not known; want off, mesh, client or reflector`, []string{"--roles", "function", ctl, "--bgp-mode", "ring"}},
+		{"bgp of a controller", "bgp.mode (flag --bgp-mode): is mesh, but the roles have no part in BGP", []string{"--roles", "controller", "--bgp-mode", "mesh"}},
+		{"bgp no reflector", "bgp.reflectors (default): is empty, and mode client speaks with nobody else", []string{"--roles", "function", ctl, "--bgp-mode", "client"}},
+		{"bgp mesh with one", "bgp.reflectors (flag --bgp-reflectors): is for the modes client and reflector", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-reflectors", "192.168.4.9"}},
+		{"bgp reflector v6", "bgp.reflectors (flag --bgp-reflectors): fd00::1 is not IPv4", []string{"--roles", "function", ctl, "--bgp-mode", "client", "--bgp-reflectors", "fd00::1"}},
+		{"bgp ranges", "bgp.ranges (flag --bgp-ranges): is for the mode reflector", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-ranges", "10.0.0.0/8"}},
+		{"reflector role", "bgp.mode (default): is off, and the role reflector needs reflector", []string{"--roles", "reflector"}},
+		{"reflector address", "bgp.address (default): is missing", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-ranges", "10.0.0.0/8"}},
+		{"reflector ranges", "bgp.ranges (default): is empty, and a reflector accepts nobody else", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-address", "10.0.0.1"}},
+		{"bgp asn", "bgp.asn (flag --bgp-asn): is 0", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-asn", "0"}},
+		{"bgp hold", "bgp.holdTime (flag --bgp-hold-time): 1s is not between 3s and", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-hold-time", "1s"}},
+		{"bgp restart", "bgp.gracefulRestart (flag --bgp-graceful-restart): 1.5s is not between", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-graceful-restart", "1500ms"}},
+		{"bgp key", "bgp.passwordFile (flag --bgp-password-file): open /nonexistent", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-password-file", "/nonexistent"}},
+		{"bgp hops", "bgp.hops (flag --bgp-hops): 256 is more than 255", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-hops", "256"}},
 		{"refresh unit", `reconcile.refresh (flag --reconcile-refresh): "30" is not a duration with its unit`, []string{"--roles", "function", ctl, "--reconcile-refresh", "30"}},
 		{"refresh short", "reconcile.refresh (flag --reconcile-refresh): 10ms is less than 1s", []string{"--roles", "function", ctl, "--reconcile-refresh", "10ms"}},
 		{"iptables", `nat.iptables (flag --nat-iptables): "ipchains" is not known; want auto, nft or legacy`, []string{"--roles", "function", ctl, "--nat-iptables", "ipchains"}},

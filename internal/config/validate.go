@@ -60,6 +60,7 @@ func (c *Config) validate() error {
 	k.controller()
 	k.etcd()
 	k.steering()
+	k.bgp()
 	k.paths()
 	k.rest()
 	return errors.Join(k.errs...)
@@ -68,17 +69,17 @@ func (c *Config) validate() error {
 // node checks what the Node object will be made of by the rules for that.
 func (c *checker) node() {
 	if len(c.Roles) == 0 {
-		c.fail("roles", "is empty; give function, proxy, controller or several of them, as `roles: [function]` or --roles function")
+		c.fail("roles", "is empty; give function, proxy, controller, reflector or several of them, as `roles: [function]` or --roles function")
 		return
 	}
 	keys := map[string]string{
-		"metadata.name": "node", "spec.tunnelAddress": "tunnel.address", "spec.underlayAddress": "underlay.address",
+		"metadata.name": "node", "spec.zone": "zone", "spec.tunnelAddress": "tunnel.address", "spec.underlayAddress": "underlay.address",
 	}
 	n := &intent.Node{
 		TypeMeta: intent.TypeMeta{APIVersion: intent.APIVersion, Kind: intent.KindNode},
 		Metadata: intent.Metadata{Name: c.Node},
 		Spec: intent.NodeSpec{
-			Roles: c.Roles, UnderlayAddress: c.Underlay.Address, TunnelAddress: c.Tunnel.Address, PodCIDRs: c.PodCIDRs,
+			Roles: c.Roles, Zone: c.Zone, UnderlayAddress: c.Underlay.Address, TunnelAddress: c.Tunnel.Address, PodCIDRs: c.PodCIDRs,
 		},
 	}
 	err := n.Validate()
@@ -197,6 +198,7 @@ func (c *checker) paths() {
 		required, socket bool
 	}{
 		{"intent.directory", c.Intent.Directory, false, false},
+		{"bgp.passwordFile", c.BGP.PasswordFile, false, false},
 		{"tls.directory", c.TLS.Directory, false, false},
 		{"etcd.directory", c.Etcd.Directory, false, false},
 		{"etcd.tls.directory", c.Etcd.TLS.Directory, false, false},
@@ -246,7 +248,7 @@ func (c *checker) rest() {
 	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
 		c.fail("nat.masq.config", "is for the role function; leave it out")
 	}
-	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
+	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"bgp.mode", c.BGP.Mode}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
 		if e.value == "" {
 			c.fail(e.key, "is empty; leave it out for the default")
 		}

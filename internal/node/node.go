@@ -177,6 +177,10 @@ func (n *Node) plan(ctx context.Context, tasks *sync.WaitGroup) error {
 		return err
 	}
 	seen.Masquerade = masquerade
+	if err := n.addAlive(ctx, &seen); err != nil {
+		n.fail(ctx, fmt.Errorf("facts: %w", err))
+		return err
+	}
 	n.followNamespaces(ctx, tasks)
 	n.take(set, seen.Interfaces, plan.Build(n.opts.Name, set, seen, n.opts.Plan))
 	return nil

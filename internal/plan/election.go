@@ -9,13 +9,15 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 )
 
-// outer returns the group's outer address: the HaVip if it has one, otherwise
+func (b *builder) outer(g *intent.ProxyGroup) netip.Addr { return Outer(b.set, g) }
+
+// Outer returns the group's outer address: the HaVip if it has one, otherwise
 // its proxy's own. It is invalid while that has not registered.
-func (b *builder) outer(g *intent.ProxyGroup) netip.Addr {
+func Outer(set *intent.Set, g *intent.ProxyGroup) netip.Addr {
 	if g.Elects() {
 		return g.Spec.HaVip
 	}
-	if proxy := b.set.Node(g.Spec.Members[0].Node); proxy != nil {
+	if proxy := set.Node(g.Spec.Members[0].Node); proxy != nil {
 		return proxy.Spec.UnderlayAddress
 	}
 	return netip.Addr{}

@@ -1,0 +1,175 @@
+package peering
+
+import (
+	"cmp"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+	"github.com/vpcproxy/vpcproxy/internal/plan"
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
+)
+
+// Table turns what is heard into what is believed to be alive. While no
+// neighbor can be heard, and for a while after one can be again, it keeps what
+// was believed last: a reflector that has just started does not know yet what
+// it will. It is not safe for concurrent use.
+type Table struct {
+	node   string
+	cfg    Config
+	settle time.Duration
+
+	set   *intent.Set
+	judge *judge
+
+	heard   bool // something has been heard since the start, or was kept from before
+	deaf    bool // no neighbor is synced
+	since   time.Time
+	mark    uint64 // newest Seq when it became deaf
+	newest  uint64
+	kept    map[bgp.NLRI]bgp.Route // of before it became deaf, not heard again
+	believe map[bgp.NLRI]bgp.Route // as of the last Update
+}
+
+// NewTable returns a table for a node. settle is how long after the first
+// neighbor has finished its first update what was believed before is kept.
+func NewTable(node string, cfg Config, settle time.Duration) *Table {
+	return &Table{
+		node: node, cfg: cfg, settle: settle, judge: newJudge(node, nil, cfg), deaf: true,
+		kept: map[bgp.NLRI]bgp.Route{}, believe: map[bgp.NLRI]bgp.Route{},
+	}
+}
+
+// SetIntent replaces the intent that routes are judged by.
+func (t *Table) SetIntent(set *intent.Set) {
+	t.set, t.judge = set, newJudge(t.node, set, t.cfg)
+}
+
+// Restore takes over what an earlier process believed.
+func (t *Table) Restore(routes []bgp.Route) {
+	for _, r := range routes {
+		t.kept[r.NLRI] = r
+		t.believe[r.NLRI] = r
+	}
+	t.heard = t.heard || len(routes) > 0
+}
+
+// Judged is a route and what is thought of it.
+type Judged struct {
+	bgp.Route
+	Verdict
+	// Kept tells that no neighbor has said so lately.
+	Kept bool
+}
+
+// Update takes in what neighbors say now. It returns what is alive (nil if
+// nothing was ever heard), what was thought of each route, and when to look
+// again even if nothing changes (zero: never).
+func (t *Table) Update(now time.Time, routes []bgp.Route, peers []bgp.PeerStatus) (live *plan.Live, judged []Judged, again time.Time) {
+	synced := slices.ContainsFunc(peers, func(p bgp.PeerStatus) bool { return p.Synced })
+	up := slices.ContainsFunc(peers, func(p bgp.PeerStatus) bool { return p.Established })
+	t.listen(now, up, synced)
+	believed := map[bgp.NLRI]bgp.Route{}
+	for _, r := range routes {
+		t.newest = max(t.newest, r.Seq)
+		v := t.judge.judge(r)
+		judged = append(judged, Judged{Route: r, Verdict: v})
+		if v.Reason != Accepted {
+			continue
+		}
+		if have, ok := believed[r.NLRI]; !ok || better(r, have) {
+			believed[r.NLRI] = r
+		}
+		if r.Seq > t.mark {
+			delete(t.kept, r.NLRI) // from now on, what neighbors say counts
+		}
+	}
+	for n, r := range t.kept {
+		if _, ok := believed[n]; ok {
+			continue
+		}
+		v := t.judge.judge(r)
+		judged = append(judged, Judged{Route: r, Verdict: v, Kept: true})
+		if v.Reason == Accepted {
+			believed[n] = r
+		}
+	}
+	t.believe = believed
+	if !t.deaf && len(t.kept) > 0 {
+		again = t.since.Add(t.settle)
+	}
+	if !t.heard {
+		return nil, judged, again
+	}
+	return t.alive(), judged, again
+}
+
+// listen notes whether anybody can be heard, and ends the keeping.
+func (t *Table) listen(now time.Time, up, synced bool) {
+	switch {
+	case !up && !t.deaf:
+		t.deaf, t.mark = true, t.newest
+		for n, r := range t.believe {
+			t.kept[n] = r
+		}
+	case synced && t.deaf:
+		t.deaf, t.heard, t.since = false, true, now
+	}
+	if !t.deaf && now.Sub(t.since) >= t.settle {
+		clear(t.kept)
+	}
+}
+
+// better chooses between two tellings of one route.
+func better(r, s bgp.Route) bool {
+	if r.LocalPref != s.LocalPref {
+		return r.LocalPref > s.LocalPref
+	}
+	return r.Peer.Less(s.Peer)
+}
+
+// Believed returns what to hand to Restore after a restart, sorted.
+func (t *Table) Believed() []bgp.Route {
+	out := make([]bgp.Route, 0, len(t.believe))
+	for _, r := range t.believe {
+		r.Seq = 0
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b bgp.Route) int { return cmp.Compare(a.NLRI.String(), b.NLRI.String()) })
+	return out
+}
+
+// Same tells whether two lists of Believed are equal.
+func Same(a, b []bgp.Route) bool { return reflect.DeepEqual(a, b) }
+
+// alive sums up what is believed. A group that announces some of an
+// attachment's subnets only is not complete yet, and counts when it is.
+func (t *Table) alive() *plan.Live {
+	live := &plan.Live{Gateways: map[string][]plan.Gateway{}, Moved: map[netip.Addr]netip.Addr{}}
+	type service struct{ attachment, group string }
+	found, preference := map[service]int{}, map[service]uint32{}
+	for _, r := range t.believe {
+		v := t.judge.judge(r)
+		if v.Host != "" {
+			if n := t.set.Node(v.Host); n.Spec.UnderlayAddress != r.NextHop {
+				live.Moved[r.Prefix.Addr()] = r.NextHop
+			}
+			continue
+		}
+		s := service{v.Attachment, v.Group}
+		if found[s]++; found[s] == 1 || v.Preference < preference[s] {
+			preference[s] = v.Preference
+		}
+	}
+	for s, n := range found {
+		if a := t.set.Attachment(s.attachment); n == len(a.Spec.CIDRs) {
+			live.Gateways[s.attachment] = append(live.Gateways[s.attachment], plan.Gateway{Group: s.group, Preference: preference[s]})
+		}
+	}
+	for _, list := range live.Gateways {
+		slices.SortFunc(list, func(a, b plan.Gateway) int { return cmp.Compare(a.Group, b.Group) })
+	}
+	return live
+}
