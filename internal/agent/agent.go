@@ -71,6 +71,11 @@ func (a *Agent) build(ctx context.Context) error {
 			return err
 		}
 	}
+	if a.cfg.HasRole(intent.RoleReflector) && !a.cfg.HasRole(intent.RoleFunction) && !a.cfg.HasRole(intent.RoleProxy) {
+		if err := a.buildReflector(ctx, m); err != nil {
+			return err
+		}
+	}
 	if a.cfg.Metrics.Address != "" {
 		a.tasks = append(a.tasks, m.server(a.cfg.Metrics.Address))
 	}

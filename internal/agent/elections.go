@@ -25,6 +25,9 @@ func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
 		Host: host, Wire: wire, Health: t.health, Log: a.log,
 		Changed: func(groups []election.Group) {
 			t.sessions.follow(groups)
+			if t.routing != nil {
+				t.routing.setElected(groups)
+			}
 			t.report()
 		},
 	})

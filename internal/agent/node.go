@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/source"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/ipmasq"
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
 )
 
 // intentSource is where the node's intent comes from.
@@ -49,6 +51,7 @@ type nodeTask struct {
 	elections *election.Manager
 	sessions  *sessions
 	meter     *meter.Meter // nil without metrics
+	routing   *routing     // nil in static mode
 
 	credentials *pki.Credentials // nil on a unix socket, and without a controller
 }
@@ -61,6 +64,9 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	}
 	a.close = append(a.close, host.Close)
 	t := &nodeTask{cfg: a.cfg, log: a.log, version: a.version, host: host}
+	if t.routing, err = newRouting(ctx, a.cfg, host, a.log); err != nil {
+		return err
+	}
 	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, Backend: a.cfg.NAT.Backend,
 		IPTables: a.cfg.NAT.IPTables, NeighborAge: a.cfg.Tunnel.NeighborAge, Log: a.log})
 	if err != nil {
@@ -79,6 +85,10 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Observer: m,
 		Changed:  func() { t.report() },
 	}
+	if t.routing != nil {
+		options.Kinds.Paths = bgp.NewPaths(t.routing.speaker)
+		options.Plan.BGP, options.Plan.IdleSeconds = &t.routing.peering.BGP, uint32(a.cfg.BGP.FlowIdle/time.Second)
+	}
 	if a.cfg.HasRole(intent.RoleProxy) {
 		if t.sessions, err = newSessions(ctx, a.cfg, a.log); err != nil {
 			return err
@@ -91,7 +101,15 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	if t.node, err = node.New(options); err != nil {
 		return err
 	}
-	t.gate = source.NewGate(filepath.Join(a.cfg.StateDirectory, "intent.json"), a.log, t.node.SetIntent)
+	accept := t.node.SetIntent
+	if t.routing != nil {
+		t.routing.node = t.node
+		accept = func(set *intent.Set) {
+			t.routing.setIntent(set)
+			t.node.SetIntent(set)
+		}
+	}
+	t.gate = source.NewGate(filepath.Join(a.cfg.StateDirectory, "intent.json"), a.log, accept)
 	if err := t.choose(); err != nil {
 		return err
 	}
@@ -103,6 +121,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		t.meter = newMeter(t, kinds)
 	}
 	m.follow(t)
+	m.routing(t.routing)
 	address, err := transport.ParseAddress("unix://" + a.cfg.Socket)
 	if err != nil {
 		return err
@@ -172,6 +191,10 @@ func (t *nodeTask) Run(ctx context.Context) error {
 			}
 		})
 	}
+	if t.routing != nil {
+		t.routing.start(ctx, run)
+		run(t.routing.follow)
+	}
 	run(t.source.Run)
 	run(t.node.Run)
 	run(t.serve)
@@ -197,7 +220,7 @@ func (t *nodeTask) registration() (*structpb.Struct, error) {
 		TypeMeta: intent.TypeMeta{APIVersion: intent.APIVersion, Kind: intent.KindNode},
 		Metadata: intent.Metadata{Name: t.cfg.Node},
 		Spec: intent.NodeSpec{
-			Roles: t.cfg.Roles, UnderlayAddress: t.cfg.Underlay.Address, TunnelAddress: t.cfg.Tunnel.Address, PodCIDRs: t.cfg.PodCIDRs,
+			Roles: t.cfg.Roles, Zone: t.cfg.Zone, UnderlayAddress: t.cfg.Underlay.Address, TunnelAddress: t.cfg.Tunnel.Address, PodCIDRs: t.cfg.PodCIDRs,
 		},
 	}
 	var subnet netip.Prefix

@@ -30,6 +30,13 @@ func (n *Node) SetActive(groups map[string]bool) {
 	n.change(func(a *alive) { a.active = active })
 }
 
+// Elects tells whether the node takes part in an election.
+func (n *Node) Elects() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.current.Elections) > 0
+}
+
 // change plans anew if f changes anything.
 func (n *Node) change(f func(*alive)) {
 	n.mu.Lock()

@@ -141,8 +141,8 @@ func (t *Table) Believed() []bgp.Route {
 	return out
 }
 
-// Same tells whether two lists of Believed are equal.
-func Same(a, b []bgp.Route) bool { return reflect.DeepEqual(a, b) }
+// Same tells whether two routes of Believed are equal.
+func Same(a, b bgp.Route) bool { return reflect.DeepEqual(a, b) }
 
 // alive sums up what is believed. A group that announces some of an
 // attachment's subnets only is not complete yet, and counts when it is.

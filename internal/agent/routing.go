@@ -1,0 +1,305 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/internal/config"
+	"github.com/vpcproxy/vpcproxy/internal/election"
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/node"
+	"github.com/vpcproxy/vpcproxy/internal/peering"
+	"github.com/vpcproxy/vpcproxy/internal/plan"
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp/gobgp"
+)
+
+const (
+	// gather is how long changes are collected before they are judged: a
+	// first update comes as thousands of them.
+	gather = 20 * time.Millisecond
+	// saveEvery bounds how often what is believed is written to disk.
+	saveEvery = time.Second
+	// minSettle is how long what was believed is kept after neighbors can be
+	// heard again, at least.
+	minSettle = 10 * time.Second
+	// electionWait bounds the wait for the elections before neighbors are
+	// told that all is announced: a lone proxy becomes active in less than a
+	// second at the default interval.
+	electionWait = 2 * time.Second
+)
+
+// routing is a node's part in BGP.
+type routing struct {
+	cfg      config.BGP
+	name     string
+	log      *slog.Logger
+	speaker  bgp.Speaker
+	peering  peering.Config
+	node     *node.Node // nil on a mere reflector
+	file     string
+	boot     string
+	wake     chan struct{} // buffered, 1: the intent has changed
+	elected  chan struct{} // closed when a group's active proxy is here
+	electing sync.Once
+
+	mu        sync.Mutex
+	set       *intent.Set // nil before the first
+	table     *peering.Table
+	judged    []peering.Judged
+	neighbors bgp.Neighbors
+	problem   string // why neighbors could not be set; "" if they could
+}
+
+// newRouting makes the speaker that the configuration describes; nil if BGP is
+// off. host is nil on a mere reflector.
+func newRouting(ctx context.Context, cfg *config.Config, host kernel.Host, log *slog.Logger) (*routing, error) {
+	if !cfg.BGP.On() {
+		return nil, nil
+	}
+	local := cfg.BGP.Address
+	if !local.IsValid() {
+		local = cfg.Underlay.Address
+	}
+	if !local.IsValid() {
+		p, err := node.DefaultUnderlay(ctx, host, cfg.Underlay.Interface)
+		if err != nil {
+			return nil, fmt.Errorf("bgp.address: %w", err)
+		}
+		local = p.Addr()
+	}
+	password, err := cfg.BGP.Password()
+	if err != nil {
+		return nil, fmt.Errorf("bgp.passwordFile: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	r := &routing{
+		cfg: cfg.BGP, name: cfg.Node, log: log, file: filepath.Join(cfg.StateDirectory, "bgp.json"), boot: strings.TrimSpace(string(boot)),
+		wake: make(chan struct{}, 1), elected: make(chan struct{}),
+		peering: peering.Config{
+			Mode: peering.Mode(cfg.BGP.Mode), BGP: plan.BGP{ASN: cfg.BGP.ASN}, Reflectors: cfg.BGP.Reflectors, Ranges: cfg.BGP.Ranges,
+		},
+	}
+	memory, err := peering.LoadMemory(r.file)
+	if err != nil {
+		log.Warn("starting without", "err", err)
+	}
+	r.table = peering.NewTable(cfg.Node, r.peering, max(cfg.BGP.GracefulRestart, minSettle))
+	if memory.Boot == r.boot {
+		r.table.Restore(memory.Routes)
+	}
+	r.speaker, err = gobgp.New(bgp.Options{
+		ASN: cfg.BGP.ASN, RouterID: local, Local: local, Port: uint16(cfg.BGP.Port),
+		Listen:   cfg.BGP.Mode == config.BGPReflector || cfg.BGP.Mode == config.BGPMesh && cfg.HasRole(intent.RoleProxy),
+		HoldTime: cfg.BGP.HoldTime, GracefulRestart: cfg.BGP.GracefulRestart, Restarted: memory.Boot == r.boot,
+		Password: password, Hops: uint8(cfg.BGP.Hops), MaxPrefixes: cfg.BGP.MaxPrefixes, Announcers: cfg.BGP.Announcers,
+	}, log)
+	if err != nil {
+		return nil, fmt.Errorf("bgp: %w", err)
+	}
+	return r, nil
+}
+
+// setIntent hands over a newer intent.
+func (r *routing) setIntent(set *intent.Set) {
+	r.mu.Lock()
+	r.set = set
+	r.table.SetIntent(set)
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setElected tells the node of which groups it is the active proxy.
+func (r *routing) setElected(groups []election.Group) {
+	active := map[string]bool{}
+	for _, g := range groups {
+		if g.Active() {
+			active[g.Name] = true
+		}
+	}
+	r.node.SetActive(active)
+	if len(active) > 0 {
+		r.electing.Do(func() { close(r.elected) })
+	}
+}
+
+// start has the node go on from what was believed before it was restarted, and
+// returns when paths can be announced. Nobody is spoken with yet.
+func (r *routing) start(ctx context.Context, run func(func(context.Context) error)) {
+	r.refresh(ctx)
+	run(r.speaker.Run)
+	select {
+	case <-ctx.Done():
+	case <-r.speaker.Ready():
+	}
+}
+
+// follow speaks with the neighbors once all is announced that can be, and hands
+// the node what they say.
+func (r *routing) follow(ctx context.Context) error {
+	if !r.announced(ctx) {
+		return nil
+	}
+	r.meet(ctx)
+	save := time.NewTicker(saveEvery)
+	defer save.Stop()
+	var saved []bgp.Route
+	look := time.NewTimer(0)
+	defer look.Stop()
+	again := time.NewTimer(time.Hour)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+			r.meet(ctx)
+			look.Reset(gather)
+		case <-r.speaker.Changes():
+			look.Reset(gather)
+			// Not put off by further changes: the timer is awaited.
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-look.C:
+			}
+			r.lookAgain(ctx, again)
+		case <-look.C:
+			r.lookAgain(ctx, again)
+		case <-again.C:
+			r.lookAgain(ctx, again)
+		case <-save.C:
+			saved = r.save(saved)
+		}
+	}
+}
+
+func (r *routing) lookAgain(ctx context.Context, again *time.Timer) {
+	if next := r.refresh(ctx); !next.IsZero() {
+		again.Reset(time.Until(next))
+	}
+}
+
+// announced waits until what the node can announce is announced. It returns
+// false when the context has ended.
+func (r *routing) announced(ctx context.Context) bool {
+	if r.node == nil {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-r.node.Ready():
+	}
+	if !r.node.Elects() {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-r.elected:
+		// The path follows with the next pass.
+		_, err := r.node.Resync(ctx)
+		return err == nil || ctx.Err() == nil
+	case <-time.After(electionWait):
+	}
+	return true
+}
+
+// meet tells the speaker whom to speak with, and what to ask for.
+func (r *routing) meet(ctx context.Context) {
+	r.mu.Lock()
+	set := r.set
+	r.mu.Unlock()
+	want := r.peering.Neighbors(r.name, set)
+	err := errors.Join(r.speaker.SetInterest(ctx, r.peering.Interest(r.name, set)), r.speaker.SetNeighbors(ctx, want))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.neighbors = want
+	problem := ""
+	if err != nil && ctx.Err() == nil {
+		problem = err.Error()
+	}
+	if problem != r.problem && problem != "" {
+		r.log.Error("BGP neighbors", "err", problem)
+	} else if problem != r.problem {
+		r.log.Info("BGP neighbors as wanted")
+	}
+	r.problem = problem
+}
+
+// refresh judges what is heard now. It returns when to look again at the latest.
+func (r *routing) refresh(ctx context.Context) time.Time {
+	peers, err := r.speaker.Status(ctx)
+	if err != nil {
+		return time.Now().Add(time.Second)
+	}
+	routes := r.speaker.Received()
+	r.mu.Lock()
+	live, judged, again := r.table.Update(time.Now(), routes, peers)
+	r.logRefused(judged)
+	r.judged = judged
+	r.mu.Unlock()
+	if r.node != nil {
+		r.node.SetLive(live)
+	}
+	return again
+}
+
+// logRefused says which routes are refused that were not before.
+func (r *routing) logRefused(judged []peering.Judged) {
+	type id struct {
+		peer netip.Addr
+		nlri bgp.NLRI
+	}
+	known := map[id]peering.Reason{}
+	for _, j := range r.judged {
+		if j.Reason != peering.Accepted {
+			known[id{j.Peer, j.NLRI}] = j.Reason
+		}
+	}
+	for _, j := range judged {
+		// Whoever asks for everything gets what it has no use for.
+		if j.Reason != peering.Accepted && j.Reason != peering.UnknownAttachment && known[id{j.Peer, j.NLRI}] != j.Reason {
+			r.log.Warn("route refused", "route", j.NLRI, "peer", j.Peer, "originator", j.Originator, "reason", string(j.Reason), "detail", j.Detail)
+		}
+	}
+}
+
+func (r *routing) save(saved []bgp.Route) []bgp.Route {
+	r.mu.Lock()
+	now := r.table.Believed()
+	r.mu.Unlock()
+	if saved != nil && slices.EqualFunc(now, saved, peering.Same) {
+		return saved
+	}
+	if err := (peering.Memory{Boot: r.boot, Routes: now}).Save(r.file); err != nil {
+		r.log.Warn("restarting would forget", "err", err)
+		return saved
+	}
+	return now
+}
+
+// view returns what `vpcproxyctl bgp` shows.
+func (r *routing) view(ctx context.Context) ([]bgp.PeerStatus, []bgp.Path, []peering.Judged, error) {
+	peers, err := r.speaker.Status(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return peers, r.speaker.Announced(), r.judged, err
+}
