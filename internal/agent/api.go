@@ -68,6 +68,7 @@ func (t *nodeTask) nodeReport() *apiv1.NodeReport {
 	if t.cfg.HasRole(intent.RoleProxy) {
 		r.Interfaces = interfaces(s.Interfaces, s.Attachments)
 	}
+	r.Groups = t.groupReports()
 	for _, p := range s.Problems {
 		r.Problems = append(r.Problems, p.String())
 	}

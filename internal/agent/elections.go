@@ -1,10 +1,16 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
 	"github.com/vpcproxy/vpcproxy/internal/election"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/node"
@@ -45,6 +51,54 @@ func (t *nodeTask) health() election.Health {
 	default:
 	}
 	return h
+}
+
+// yieldTimeout bounds the hand-over of a role, which waits for nothing but the
+// election's own task.
+const yieldTimeout = time.Second
+
+// yield hands over a role because the controller wants it.
+func (t *nodeTask) yield(ctx context.Context, group string) {
+	ctx, cancel := context.WithTimeout(ctx, yieldTimeout)
+	defer cancel()
+	if err := t.elections.Yield(ctx, group); err != nil {
+		t.log.Warn("role not handed over", "group", group, "err", err)
+	}
+}
+
+// Yield implements NodeServiceHandler.
+func (t *nodeTask) Yield(ctx context.Context, req *connect.Request[apiv1.YieldRequest]) (*connect.Response[apiv1.YieldResponse], error) {
+	if t.elections == nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("this node has not the role proxy"))
+	}
+	err := t.elections.Yield(ctx, req.Msg.GetGroup())
+	switch {
+	case errors.Is(err, election.ErrUnknown):
+		return nil, connect.NewError(connect.CodeNotFound, err)
+	case err != nil:
+		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
+	}
+	return connect.NewResponse(&apiv1.YieldResponse{}), nil
+}
+
+// groupReports tells what this node is in each election.
+func (t *nodeTask) groupReports() []*apiv1.GroupReport {
+	if t.elections == nil {
+		return nil
+	}
+	var out []*apiv1.GroupReport
+	for _, s := range t.elections.Status() {
+		r := &apiv1.GroupReport{Name: s.Election.Group, Problem: s.Problem}
+		if s.Problem == "" {
+			r.State, r.Priority, r.Active = s.Node.State.String(), uint32(s.Node.Priority), s.ActiveNode(t.cfg.Node)
+			r.Since, r.Reason, r.Down, r.Transitions = timestamppb.New(s.Since), s.Node.Why, s.Node.Down, s.Stats.Transitions
+			for _, d := range s.Discrepancies {
+				r.Discrepancies = append(r.Discrepancies, d.String())
+			}
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // electionMetrics reads the elections when it is asked for.

@@ -154,6 +154,9 @@ func (t *nodeTask) choose() error {
 	}
 	rpc := vpcproxyv1alpha1connect.NewAgentServiceClient(client.HTTP, client.BaseURL, transport.ClientOptions())
 	t.follow = source.NewController(rpc, address.String(), t.registration, t.gate, t.log)
+	if t.elections != nil {
+		t.follow.OnYield(t.yield)
+	}
 	t.source = t.follow
 	return nil
 }

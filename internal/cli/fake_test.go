@@ -125,6 +125,21 @@ func (f *fakeControl) Status(context.Context, *connect.Request[apiv1.StatusReque
 	return connect.NewResponse(f.status), nil
 }
 
+// Failover and Cordon succeed at once: what the reports then say is in status.
+func (f *fakeControl) Failover(_ context.Context, req *connect.Request[apiv1.FailoverRequest]) (*connect.Response[apiv1.FailoverResponse], error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return connect.NewResponse(&apiv1.FailoverResponse{From: "proxy-b", To: "proxy-a"}), nil
+}
+
+func (f *fakeControl) Cordon(_ context.Context, req *connect.Request[apiv1.CordonRequest]) (*connect.Response[apiv1.CordonResponse], error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return connect.NewResponse(&apiv1.CordonResponse{Changed: req.Msg.GetCordoned(), Groups: []string{"blue"}}), nil
+}
+
 func (f *fakeControl) WatchAttachment(ctx context.Context, _ *connect.Request[apiv1.WatchAttachmentRequest], out *connect.ServerStream[apiv1.WatchAttachmentResponse]) error {
 	f.mu.Lock()
 	f.watched++
@@ -157,6 +172,10 @@ func (f *fakeNode) Plan(context.Context, *connect.Request[apiv1.PlanRequest]) (*
 
 func (f *fakeNode) Resync(context.Context, *connect.Request[apiv1.ResyncRequest]) (*connect.Response[apiv1.ResyncResponse], error) {
 	return connect.NewResponse(f.resync), nil
+}
+
+func (f *fakeNode) Yield(context.Context, *connect.Request[apiv1.YieldRequest]) (*connect.Response[apiv1.YieldResponse], error) {
+	return connect.NewResponse(&apiv1.YieldResponse{}), nil
 }
 
 func (f *fakeNode) ConfirmRemoval(context.Context, *connect.Request[apiv1.ConfirmRemovalRequest]) (*connect.Response[apiv1.ConfirmRemovalResponse], error) {

@@ -33,7 +33,13 @@ type agent struct {
 }
 
 // stream is one agent's connection.
-type stream struct{ cancel context.CancelCauseFunc }
+type stream struct {
+	cancel context.CancelCauseFunc
+	yields chan string // groups whose role is to be handed over; buffered
+}
+
+// maxYields is how many hand-overs wait for a stream to send them.
+const maxYields = 16
 
 func newRegistry() *registry {
 	return &registry{agents: map[string]*agent{}, changed: make(chan struct{})}
@@ -62,7 +68,7 @@ func (r *registry) enter(node string, now time.Time, cancel context.CancelCauseF
 	if a.stream != nil {
 		a.stream.cancel(errReplaced)
 	}
-	s := &stream{cancel}
+	s := &stream{cancel, make(chan string, maxYields)}
 	a.stream, a.lastSeen = s, now
 	r.notify()
 	return s
@@ -75,6 +81,23 @@ func (r *registry) leave(node string, s *stream, now time.Time) {
 	if a := r.agents[node]; a != nil && a.stream == s {
 		a.stream, a.lastSeen = nil, now
 		r.notify()
+	}
+}
+
+// yield has a node's agent told to hand over a group's active role, and tells
+// whether that is on its way.
+func (r *registry) yield(node, group string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.agents[node]
+	if a == nil || a.stream == nil {
+		return false
+	}
+	select {
+	case a.stream.yields <- group:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -44,7 +44,9 @@ func (m *Manager) judge(ctx context.Context) {
 				up[t.Name] = true // nothing to look at
 			}
 		}
-		i.report(ctx, up)
+		if i.report(ctx, up) {
+			kick(m.tell)
+		}
 	}
 }
 
@@ -65,9 +67,9 @@ func (i *instance) drain(ctx context.Context, on bool) error {
 	return nil
 }
 
-// report posts what has changed. A track is down until it is reported; ready
-// comes last, when the others are known.
-func (i *instance) report(ctx context.Context, up map[string]bool) {
+// report posts what has changed, and tells whether anything has. A track is down
+// until it is reported; ready comes last, when the others are known.
+func (i *instance) report(ctx context.Context, up map[string]bool) (changed bool) {
 	post := func(name string) {
 		i.mu.Lock()
 		before, known := i.tracks[name]
@@ -75,6 +77,7 @@ func (i *instance) report(ctx context.Context, up map[string]bool) {
 		if known && before == up[name] || i.node.Post(ctx, ha.Report{Name: name, Up: up[name]}) != nil {
 			return
 		}
+		changed = true
 		i.mu.Lock()
 		i.tracks[name] = up[name]
 		i.mu.Unlock()
@@ -92,6 +95,7 @@ func (i *instance) report(ctx context.Context, up map[string]bool) {
 			delete(i.tracks, name) // should it come again, the machine will have forgotten
 		}
 	}
+	return changed
 }
 
 // inSync tells whether the kernel holds what is planned, or has not for a

@@ -35,6 +35,7 @@ type instance struct {
 	outSince time.Time        // of sync; zero: in sync
 	tracks   map[string]bool  // as reported
 	drained  bool             // as posted
+	since    time.Time        // of the state
 }
 
 // sight is what has been seen of an attachment's interface.
@@ -106,7 +107,7 @@ func (m *Manager) start(ctx context.Context, e desired.Election, index int) (*in
 	if m.opts.Driver != nil {
 		driver = m.opts.Driver(e.Group)
 	}
-	i := &instance{name: e.Group, index: index, election: e, done: make(chan struct{}), enis: map[string]sight{}, tracks: map[string]bool{}}
+	i := &instance{name: e.Group, since: time.Now(), index: index, election: e, done: make(chan struct{}), enis: map[string]sight{}, tracks: map[string]bool{}}
 	i.set = vip.NewSet(vip.Options{Group: e.Group, Host: m.opts.Host, Wire: m.opts.Wire, Driver: driver, Log: m.opts.Log})
 	i.set.Replace(ctx, addressesOf(e))
 	transport, err := m.opts.Transport(e)
@@ -119,7 +120,12 @@ func (m *Manager) start(ctx context.Context, e desired.Election, index int) (*in
 	}
 	i.node, err = ha.NewNode(ha.NodeConfig{
 		Instance: configOf(e), Checksum: form, Transport: transport, Mover: i.set, Log: m.opts.Log,
-		Observers: []ha.Observer{func(context.Context, string, ha.Change) { kick(m.tell) }},
+		Observers: []ha.Observer{func(context.Context, string, ha.Change) {
+			i.mu.Lock()
+			i.since = time.Now()
+			i.mu.Unlock()
+			kick(m.tell)
+		}},
 	})
 	if err != nil {
 		_ = transport.Close() // the reason is err

@@ -14,8 +14,8 @@ type Status struct {
 	// Problem is why it is not under way; then the rest is zero.
 	Problem string
 	Node    ha.Status
-	// For is how long the state has lasted.
-	For           time.Duration
+	// Since is when the state began.
+	Since         time.Time
 	Stats         ha.Stats
 	Tracks        map[string]bool // up, by name
 	Discrepancies []vip.Discrepancy
@@ -60,9 +60,9 @@ func (i *instance) status() Status {
 	s := Status{
 		Election: i.current(), Node: i.node.Status(), Stats: i.node.Stats(), Tracks: map[string]bool{}, Discrepancies: i.set.Discrepancies(),
 	}
-	s.For = i.node.Now() - s.Node.Since
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	s.Since = i.since
 	for name, up := range i.tracks {
 		s.Tracks[name] = up
 	}

@@ -46,6 +46,7 @@ type Controller struct {
 	node   func() (*structpb.Struct, error)
 	gate   *Gate
 	log    *slog.Logger
+	yield  func(ctx context.Context, group string) // may be nil
 
 	mu      sync.Mutex
 	problem error
@@ -60,6 +61,10 @@ func NewController(client AgentClient, addr string, node func() (*structpb.Struc
 	return &Controller{client: client, addr: addr, node: node, gate: gate, log: log, wake: make(chan struct{}, 1),
 		problem: errors.New("not connected yet")}
 }
+
+// OnYield has f called when the controller wants a group's active role handed
+// over. Call it before Run. f must not take long.
+func (c *Controller) OnYield(f func(ctx context.Context, group string)) { c.yield = f }
 
 // String names the source for status and logs.
 func (c *Controller) String() string { return "controller " + c.addr }
@@ -147,6 +152,9 @@ func (c *Controller) follow(ctx context.Context) (got bool, err error) {
 	reports.Go(func() { c.sendReports(ctx) })
 	for stream.Receive() {
 		watchdog.Reset(silence)
+		if group := stream.Msg().GetYield(); group != "" && c.yield != nil {
+			c.yield(ctx, group)
+		}
 		b := stream.Msg().GetSnapshot()
 		if len(b) == 0 {
 			continue

@@ -358,9 +358,6 @@ func (n *Node) publish() {
 	n.status.Store(&s)
 }
 
-// Now is the present time on NodeConfig.Clock.
-func (n *Node) Now() time.Duration { return n.cfg.Clock() }
-
 // Status returns the state after the last event. Times are on NodeConfig.Clock.
 func (n *Node) Status() Status { return *n.status.Load() }
 

@@ -132,7 +132,224 @@ func (x FieldProblem_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FieldProblem_Reason.Descriptor instead.
 func (FieldProblem_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{1, 0}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{5, 0}
+}
+
+type CordonRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Cordoned bool                   `protobuf:"varint,2,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	// Do so though nobody is known to be fit to take over.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonRequest) Reset() {
+	*x = CordonRequest{}
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonRequest) ProtoMessage() {}
+
+func (x *CordonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonRequest.ProtoReflect.Descriptor instead.
+func (*CordonRequest) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CordonRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CordonRequest) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+func (x *CordonRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type CordonResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changed       bool                   `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	Groups        []string               `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"` // of which the node is a member
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonResponse) Reset() {
+	*x = CordonResponse{}
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonResponse) ProtoMessage() {}
+
+func (x *CordonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonResponse.ProtoReflect.Descriptor instead.
+func (*CordonResponse) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CordonResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *CordonResponse) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type FailoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"` // a member; "" for whoever is next
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverRequest) Reset() {
+	*x = FailoverRequest{}
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverRequest) ProtoMessage() {}
+
+func (x *FailoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverRequest.ProtoReflect.Descriptor instead.
+func (*FailoverRequest) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FailoverRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *FailoverRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type FailoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // the active node that was told
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // who is expected to take over
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailoverResponse) Reset() {
+	*x = FailoverResponse{}
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailoverResponse) ProtoMessage() {}
+
+func (x *FailoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailoverResponse.ProtoReflect.Descriptor instead.
+func (*FailoverResponse) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FailoverResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *FailoverResponse) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
 }
 
 type ApplyRequest struct {
@@ -149,7 +366,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[0]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -161,7 +378,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[0]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -174,7 +391,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{0}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ApplyRequest) GetObjects() []*structpb.Struct {
@@ -212,7 +429,7 @@ type FieldProblem struct {
 
 func (x *FieldProblem) Reset() {
 	*x = FieldProblem{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[1]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -224,7 +441,7 @@ func (x *FieldProblem) String() string {
 func (*FieldProblem) ProtoMessage() {}
 
 func (x *FieldProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[1]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -237,7 +454,7 @@ func (x *FieldProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldProblem.ProtoReflect.Descriptor instead.
 func (*FieldProblem) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{1}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FieldProblem) GetObject() string {
@@ -278,7 +495,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[2]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +507,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[2]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +520,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{2}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ApplyResponse) GetResults() []*ApplyResult {
@@ -331,7 +548,7 @@ type ApplyResult struct {
 
 func (x *ApplyResult) Reset() {
 	*x = ApplyResult{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[3]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +560,7 @@ func (x *ApplyResult) String() string {
 func (*ApplyResult) ProtoMessage() {}
 
 func (x *ApplyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[3]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +573,7 @@ func (x *ApplyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResult.ProtoReflect.Descriptor instead.
 func (*ApplyResult) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{3}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ApplyResult) GetObject() *structpb.Struct {
@@ -390,7 +607,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[4]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +619,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[4]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +632,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{4}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -441,7 +658,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[5]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +670,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[5]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +683,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{5}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetResponse) GetObject() *structpb.Struct {
@@ -485,7 +702,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[6]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +714,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[6]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +727,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{6}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -530,7 +747,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +759,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +772,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{7}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResponse) GetObjects() []*structpb.Struct {
@@ -583,7 +800,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[8]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +812,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[8]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +825,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{8}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -641,7 +858,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[9]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +870,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[9]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +883,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{9}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteResponse) GetRevision() int64 {
@@ -684,7 +901,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[10]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +913,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[10]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +926,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{10}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{14}
 }
 
 type StatusResponse struct {
@@ -725,7 +942,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[11]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +954,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[11]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +967,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{11}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusResponse) GetRevision() int64 {
@@ -790,7 +1007,7 @@ type WatchAttachmentRequest struct {
 
 func (x *WatchAttachmentRequest) Reset() {
 	*x = WatchAttachmentRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[12]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +1019,7 @@ func (x *WatchAttachmentRequest) String() string {
 func (*WatchAttachmentRequest) ProtoMessage() {}
 
 func (x *WatchAttachmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[12]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +1032,7 @@ func (x *WatchAttachmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAttachmentRequest.ProtoReflect.Descriptor instead.
 func (*WatchAttachmentRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{12}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchAttachmentRequest) GetName() string {
@@ -837,7 +1054,7 @@ type WatchAttachmentResponse struct {
 
 func (x *WatchAttachmentResponse) Reset() {
 	*x = WatchAttachmentResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[13]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1066,7 @@ func (x *WatchAttachmentResponse) String() string {
 func (*WatchAttachmentResponse) ProtoMessage() {}
 
 func (x *WatchAttachmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[13]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1079,7 @@ func (x *WatchAttachmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAttachmentResponse.ProtoReflect.Descriptor instead.
 func (*WatchAttachmentResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{13}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchAttachmentResponse) GetRevision() int64 {
@@ -908,7 +1125,7 @@ type NodeProgress struct {
 
 func (x *NodeProgress) Reset() {
 	*x = NodeProgress{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[14]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1137,7 @@ func (x *NodeProgress) String() string {
 func (*NodeProgress) ProtoMessage() {}
 
 func (x *NodeProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[14]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1150,7 @@ func (x *NodeProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeProgress.ProtoReflect.Descriptor instead.
 func (*NodeProgress) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{14}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeProgress) GetNode() string {
@@ -999,13 +1216,15 @@ type NodeReport struct {
 	// received and planned, in the kernel or not. An attachment that is gone
 	// from it stays in attachments until the kernel holds nothing of it.
 	PlannedRevision int64 `protobuf:"varint,14,opt,name=planned_revision,json=plannedRevision,proto3" json:"planned_revision,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The elections that a proxy takes part in, by group.
+	Groups        []*GroupReport `protobuf:"bytes,15,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[15]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1236,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[15]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1249,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{15}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -1131,6 +1350,13 @@ func (x *NodeReport) GetPlannedRevision() int64 {
 	return 0
 }
 
+func (x *NodeReport) GetGroups() []*GroupReport {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 // Interface is a network interface that a proxy could use, or uses, as ENI.
 type Interface struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1145,7 +1371,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[16]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1383,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[16]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1396,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{16}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Interface) GetName() string {
@@ -1208,6 +1434,123 @@ func (x *Interface) GetAttachment() string {
 	return ""
 }
 
+// GroupReport is what a proxy is in the election of one group.
+type GroupReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // Initialize, Backup, Active or Fault, as in RFC 9568
+	Priority      uint32                 `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	Active        string                 `protobuf:"bytes,4,opt,name=active,proto3" json:"active,omitempty"`               // node that is believed to be active; "" if none is heard
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`                 // of the state
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`               // for the state
+	Down          []string               `protobuf:"bytes,7,rep,name=down,proto3" json:"down,omitempty"`                   // tracks that are down
+	Discrepancies []string               `protobuf:"bytes,8,rep,name=discrepancies,proto3" json:"discrepancies,omitempty"` // HaVips that are not where they are elected to
+	Problem       string                 `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`             // why there is no election; "" if there is
+	Transitions   uint64                 `protobuf:"varint,10,opt,name=transitions,proto3" json:"transitions,omitempty"`   // changes of state since the agent started
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupReport) Reset() {
+	*x = GroupReport{}
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupReport) ProtoMessage() {}
+
+func (x *GroupReport) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupReport.ProtoReflect.Descriptor instead.
+func (*GroupReport) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GroupReport) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GroupReport) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GroupReport) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *GroupReport) GetActive() string {
+	if x != nil {
+		return x.Active
+	}
+	return ""
+}
+
+func (x *GroupReport) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *GroupReport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *GroupReport) GetDown() []string {
+	if x != nil {
+		return x.Down
+	}
+	return nil
+}
+
+func (x *GroupReport) GetDiscrepancies() []string {
+	if x != nil {
+		return x.Discrepancies
+	}
+	return nil
+}
+
+func (x *GroupReport) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *GroupReport) GetTransitions() uint64 {
+	if x != nil {
+		return x.Transitions
+	}
+	return 0
+}
+
 type AttachmentReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1220,7 +1563,7 @@ type AttachmentReport struct {
 
 func (x *AttachmentReport) Reset() {
 	*x = AttachmentReport{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[17]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1575,7 @@ func (x *AttachmentReport) String() string {
 func (*AttachmentReport) ProtoMessage() {}
 
 func (x *AttachmentReport) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[17]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1588,7 @@ func (x *AttachmentReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentReport.ProtoReflect.Descriptor instead.
 func (*AttachmentReport) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{17}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AttachmentReport) GetName() string {
@@ -1291,7 +1634,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[18]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1646,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[18]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1659,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{18}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchRequest) GetNode() *structpb.Struct {
@@ -1336,14 +1679,16 @@ func (x *WatchRequest) GetKnown() []string {
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// JSON of package intent's Set. Empty: a heartbeat.
-	Snapshot      []byte `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Snapshot []byte `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// The group whose active role the node is to hand over, if it has it.
+	Yield         string `protobuf:"bytes,2,opt,name=yield,proto3" json:"yield,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[19]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1700,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[19]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1713,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{19}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchResponse) GetSnapshot() []byte {
@@ -1376,6 +1721,13 @@ func (x *WatchResponse) GetSnapshot() []byte {
 		return x.Snapshot
 	}
 	return nil
+}
+
+func (x *WatchResponse) GetYield() string {
+	if x != nil {
+		return x.Yield
+	}
+	return ""
 }
 
 type ReportRequest struct {
@@ -1387,7 +1739,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[20]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1751,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[20]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1764,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{20}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportRequest) GetReport() *NodeReport {
@@ -1430,7 +1782,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[21]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1794,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[21]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1807,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{21}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{26}
 }
 
 type ConfirmRemovalRequest struct {
@@ -1466,7 +1818,7 @@ type ConfirmRemovalRequest struct {
 
 func (x *ConfirmRemovalRequest) Reset() {
 	*x = ConfirmRemovalRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1830,7 @@ func (x *ConfirmRemovalRequest) String() string {
 func (*ConfirmRemovalRequest) ProtoMessage() {}
 
 func (x *ConfirmRemovalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1843,7 @@ func (x *ConfirmRemovalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRemovalRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRemovalRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{22}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{27}
 }
 
 type ConfirmRemovalResponse struct {
@@ -1503,7 +1855,7 @@ type ConfirmRemovalResponse struct {
 
 func (x *ConfirmRemovalResponse) Reset() {
 	*x = ConfirmRemovalResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1867,7 @@ func (x *ConfirmRemovalResponse) String() string {
 func (*ConfirmRemovalResponse) ProtoMessage() {}
 
 func (x *ConfirmRemovalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1880,7 @@ func (x *ConfirmRemovalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRemovalResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmRemovalResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{23}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ConfirmRemovalResponse) GetRemoved() []string {
@@ -1542,7 +1894,20 @@ var File_vpcproxy_v1alpha1_control_proto protoreflect.FileDescriptor
 
 const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1fvpcproxy/v1alpha1/control.proto\x12\x11vpcproxy.v1alpha1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n" +
+	"\x1fvpcproxy/v1alpha1/control.proto\x12\x11vpcproxy.v1alpha1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n" +
+	"\rCordonRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bcordoned\x18\x02 \x01(\bR\bcordoned\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"B\n" +
+	"\x0eCordonResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\tR\x06groups\"7\n" +
+	"\x0fFailoverRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"6\n" +
+	"\x10FailoverResponse\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"{\n" +
 	"\fApplyRequest\x121\n" +
 	"\aobjects\x18\x01 \x03(\v2\x17.google.protobuf.StructR\aobjects\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1f\n" +
@@ -1602,7 +1967,7 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x12\x1c\n" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\x8e\x04\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\xc6\x04\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
@@ -1621,7 +1986,8 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\n" +
 	"interfaces\x18\r \x03(\v2\x1c.vpcproxy.v1alpha1.InterfaceR\n" +
 	"interfaces\x12)\n" +
-	"\x10planned_revision\x18\x0e \x01(\x03R\x0fplannedRevision\"\x81\x01\n" +
+	"\x10planned_revision\x18\x0e \x01(\x03R\x0fplannedRevision\x126\n" +
+	"\x06groups\x18\x0f \x03(\v2\x1e.vpcproxy.v1alpha1.GroupReportR\x06groups\"\x81\x01\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
@@ -1629,7 +1995,19 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1e\n" +
 	"\n" +
 	"attachment\x18\x05 \x01(\tR\n" +
-	"attachment\"j\n" +
+	"attachment\"\xab\x02\n" +
+	"\vGroupReport\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
+	"\bpriority\x18\x03 \x01(\rR\bpriority\x12\x16\n" +
+	"\x06active\x18\x04 \x01(\tR\x06active\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04down\x18\a \x03(\tR\x04down\x12$\n" +
+	"\rdiscrepancies\x18\b \x03(\tR\rdiscrepancies\x12\x18\n" +
+	"\aproblem\x18\t \x01(\tR\aproblem\x12 \n" +
+	"\vtransitions\x18\n" +
+	" \x01(\x04R\vtransitions\"j\n" +
 	"\x10AttachmentReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -1637,9 +2015,10 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"Q\n" +
 	"\fWatchRequest\x12+\n" +
 	"\x04node\x18\x01 \x01(\v2\x17.google.protobuf.StructR\x04node\x12\x14\n" +
-	"\x05known\x18\x02 \x03(\tR\x05known\"+\n" +
+	"\x05known\x18\x02 \x03(\tR\x05known\"A\n" +
 	"\rWatchResponse\x12\x1a\n" +
-	"\bsnapshot\x18\x01 \x01(\fR\bsnapshot\"F\n" +
+	"\bsnapshot\x18\x01 \x01(\fR\bsnapshot\x12\x14\n" +
+	"\x05yield\x18\x02 \x01(\tR\x05yield\"F\n" +
 	"\rReportRequest\x125\n" +
 	"\x06report\x18\x01 \x01(\v2\x1d.vpcproxy.v1alpha1.NodeReportR\x06report\"\x10\n" +
 	"\x0eReportResponse\"\x17\n" +
@@ -1650,7 +2029,7 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_CREATED\x10\x01\x12\x13\n" +
 	"\x0fOUTCOME_UPDATED\x10\x02\x12\x15\n" +
-	"\x11OUTCOME_UNCHANGED\x10\x032\xeb\x04\n" +
+	"\x11OUTCOME_UNCHANGED\x10\x032\x8f\x06\n" +
 	"\x0eControlService\x12J\n" +
 	"\x05Apply\x12\x1f.vpcproxy.v1alpha1.ApplyRequest\x1a .vpcproxy.v1alpha1.ApplyResponse\x12I\n" +
 	"\x03Get\x12\x1d.vpcproxy.v1alpha1.GetRequest\x1a\x1e.vpcproxy.v1alpha1.GetResponse\"\x03\x90\x02\x01\x12L\n" +
@@ -1658,7 +2037,9 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x06Delete\x12 .vpcproxy.v1alpha1.DeleteRequest\x1a!.vpcproxy.v1alpha1.DeleteResponse\x12R\n" +
 	"\x06Status\x12 .vpcproxy.v1alpha1.StatusRequest\x1a!.vpcproxy.v1alpha1.StatusResponse\"\x03\x90\x02\x01\x12j\n" +
 	"\x0fWatchAttachment\x12).vpcproxy.v1alpha1.WatchAttachmentRequest\x1a*.vpcproxy.v1alpha1.WatchAttachmentResponse0\x01\x12e\n" +
-	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse2\xab\x01\n" +
+	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse\x12M\n" +
+	"\x06Cordon\x12 .vpcproxy.v1alpha1.CordonRequest\x1a!.vpcproxy.v1alpha1.CordonResponse\x12S\n" +
+	"\bFailover\x12\".vpcproxy.v1alpha1.FailoverRequest\x1a#.vpcproxy.v1alpha1.FailoverResponse2\xab\x01\n" +
 	"\fAgentService\x12L\n" +
 	"\x05Watch\x12\x1f.vpcproxy.v1alpha1.WatchRequest\x1a .vpcproxy.v1alpha1.WatchResponse0\x01\x12M\n" +
 	"\x06Report\x12 .vpcproxy.v1alpha1.ReportRequest\x1a!.vpcproxy.v1alpha1.ReportResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
@@ -1676,75 +2057,86 @@ func file_vpcproxy_v1alpha1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_vpcproxy_v1alpha1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_vpcproxy_v1alpha1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_vpcproxy_v1alpha1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_vpcproxy_v1alpha1_control_proto_goTypes = []any{
 	(Outcome)(0),                    // 0: vpcproxy.v1alpha1.Outcome
 	(FieldProblem_Reason)(0),        // 1: vpcproxy.v1alpha1.FieldProblem.Reason
-	(*ApplyRequest)(nil),            // 2: vpcproxy.v1alpha1.ApplyRequest
-	(*FieldProblem)(nil),            // 3: vpcproxy.v1alpha1.FieldProblem
-	(*ApplyResponse)(nil),           // 4: vpcproxy.v1alpha1.ApplyResponse
-	(*ApplyResult)(nil),             // 5: vpcproxy.v1alpha1.ApplyResult
-	(*GetRequest)(nil),              // 6: vpcproxy.v1alpha1.GetRequest
-	(*GetResponse)(nil),             // 7: vpcproxy.v1alpha1.GetResponse
-	(*ListRequest)(nil),             // 8: vpcproxy.v1alpha1.ListRequest
-	(*ListResponse)(nil),            // 9: vpcproxy.v1alpha1.ListResponse
-	(*DeleteRequest)(nil),           // 10: vpcproxy.v1alpha1.DeleteRequest
-	(*DeleteResponse)(nil),          // 11: vpcproxy.v1alpha1.DeleteResponse
-	(*StatusRequest)(nil),           // 12: vpcproxy.v1alpha1.StatusRequest
-	(*StatusResponse)(nil),          // 13: vpcproxy.v1alpha1.StatusResponse
-	(*WatchAttachmentRequest)(nil),  // 14: vpcproxy.v1alpha1.WatchAttachmentRequest
-	(*WatchAttachmentResponse)(nil), // 15: vpcproxy.v1alpha1.WatchAttachmentResponse
-	(*NodeProgress)(nil),            // 16: vpcproxy.v1alpha1.NodeProgress
-	(*NodeReport)(nil),              // 17: vpcproxy.v1alpha1.NodeReport
-	(*Interface)(nil),               // 18: vpcproxy.v1alpha1.Interface
-	(*AttachmentReport)(nil),        // 19: vpcproxy.v1alpha1.AttachmentReport
-	(*WatchRequest)(nil),            // 20: vpcproxy.v1alpha1.WatchRequest
-	(*WatchResponse)(nil),           // 21: vpcproxy.v1alpha1.WatchResponse
-	(*ReportRequest)(nil),           // 22: vpcproxy.v1alpha1.ReportRequest
-	(*ReportResponse)(nil),          // 23: vpcproxy.v1alpha1.ReportResponse
-	(*ConfirmRemovalRequest)(nil),   // 24: vpcproxy.v1alpha1.ConfirmRemovalRequest
-	(*ConfirmRemovalResponse)(nil),  // 25: vpcproxy.v1alpha1.ConfirmRemovalResponse
-	(*structpb.Struct)(nil),         // 26: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
+	(*CordonRequest)(nil),           // 2: vpcproxy.v1alpha1.CordonRequest
+	(*CordonResponse)(nil),          // 3: vpcproxy.v1alpha1.CordonResponse
+	(*FailoverRequest)(nil),         // 4: vpcproxy.v1alpha1.FailoverRequest
+	(*FailoverResponse)(nil),        // 5: vpcproxy.v1alpha1.FailoverResponse
+	(*ApplyRequest)(nil),            // 6: vpcproxy.v1alpha1.ApplyRequest
+	(*FieldProblem)(nil),            // 7: vpcproxy.v1alpha1.FieldProblem
+	(*ApplyResponse)(nil),           // 8: vpcproxy.v1alpha1.ApplyResponse
+	(*ApplyResult)(nil),             // 9: vpcproxy.v1alpha1.ApplyResult
+	(*GetRequest)(nil),              // 10: vpcproxy.v1alpha1.GetRequest
+	(*GetResponse)(nil),             // 11: vpcproxy.v1alpha1.GetResponse
+	(*ListRequest)(nil),             // 12: vpcproxy.v1alpha1.ListRequest
+	(*ListResponse)(nil),            // 13: vpcproxy.v1alpha1.ListResponse
+	(*DeleteRequest)(nil),           // 14: vpcproxy.v1alpha1.DeleteRequest
+	(*DeleteResponse)(nil),          // 15: vpcproxy.v1alpha1.DeleteResponse
+	(*StatusRequest)(nil),           // 16: vpcproxy.v1alpha1.StatusRequest
+	(*StatusResponse)(nil),          // 17: vpcproxy.v1alpha1.StatusResponse
+	(*WatchAttachmentRequest)(nil),  // 18: vpcproxy.v1alpha1.WatchAttachmentRequest
+	(*WatchAttachmentResponse)(nil), // 19: vpcproxy.v1alpha1.WatchAttachmentResponse
+	(*NodeProgress)(nil),            // 20: vpcproxy.v1alpha1.NodeProgress
+	(*NodeReport)(nil),              // 21: vpcproxy.v1alpha1.NodeReport
+	(*Interface)(nil),               // 22: vpcproxy.v1alpha1.Interface
+	(*GroupReport)(nil),             // 23: vpcproxy.v1alpha1.GroupReport
+	(*AttachmentReport)(nil),        // 24: vpcproxy.v1alpha1.AttachmentReport
+	(*WatchRequest)(nil),            // 25: vpcproxy.v1alpha1.WatchRequest
+	(*WatchResponse)(nil),           // 26: vpcproxy.v1alpha1.WatchResponse
+	(*ReportRequest)(nil),           // 27: vpcproxy.v1alpha1.ReportRequest
+	(*ReportResponse)(nil),          // 28: vpcproxy.v1alpha1.ReportResponse
+	(*ConfirmRemovalRequest)(nil),   // 29: vpcproxy.v1alpha1.ConfirmRemovalRequest
+	(*ConfirmRemovalResponse)(nil),  // 30: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*structpb.Struct)(nil),         // 31: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
 }
 var file_vpcproxy_v1alpha1_control_proto_depIdxs = []int32{
-	26, // 0: vpcproxy.v1alpha1.ApplyRequest.objects:type_name -> google.protobuf.Struct
+	31, // 0: vpcproxy.v1alpha1.ApplyRequest.objects:type_name -> google.protobuf.Struct
 	1,  // 1: vpcproxy.v1alpha1.FieldProblem.reason:type_name -> vpcproxy.v1alpha1.FieldProblem.Reason
-	5,  // 2: vpcproxy.v1alpha1.ApplyResponse.results:type_name -> vpcproxy.v1alpha1.ApplyResult
-	26, // 3: vpcproxy.v1alpha1.ApplyResult.object:type_name -> google.protobuf.Struct
+	9,  // 2: vpcproxy.v1alpha1.ApplyResponse.results:type_name -> vpcproxy.v1alpha1.ApplyResult
+	31, // 3: vpcproxy.v1alpha1.ApplyResult.object:type_name -> google.protobuf.Struct
 	0,  // 4: vpcproxy.v1alpha1.ApplyResult.outcome:type_name -> vpcproxy.v1alpha1.Outcome
-	26, // 5: vpcproxy.v1alpha1.GetResponse.object:type_name -> google.protobuf.Struct
-	26, // 6: vpcproxy.v1alpha1.ListResponse.objects:type_name -> google.protobuf.Struct
-	17, // 7: vpcproxy.v1alpha1.StatusResponse.nodes:type_name -> vpcproxy.v1alpha1.NodeReport
-	16, // 8: vpcproxy.v1alpha1.WatchAttachmentResponse.nodes:type_name -> vpcproxy.v1alpha1.NodeProgress
-	27, // 9: vpcproxy.v1alpha1.NodeReport.last_seen:type_name -> google.protobuf.Timestamp
-	19, // 10: vpcproxy.v1alpha1.NodeReport.attachments:type_name -> vpcproxy.v1alpha1.AttachmentReport
-	18, // 11: vpcproxy.v1alpha1.NodeReport.interfaces:type_name -> vpcproxy.v1alpha1.Interface
-	26, // 12: vpcproxy.v1alpha1.WatchRequest.node:type_name -> google.protobuf.Struct
-	17, // 13: vpcproxy.v1alpha1.ReportRequest.report:type_name -> vpcproxy.v1alpha1.NodeReport
-	2,  // 14: vpcproxy.v1alpha1.ControlService.Apply:input_type -> vpcproxy.v1alpha1.ApplyRequest
-	6,  // 15: vpcproxy.v1alpha1.ControlService.Get:input_type -> vpcproxy.v1alpha1.GetRequest
-	8,  // 16: vpcproxy.v1alpha1.ControlService.List:input_type -> vpcproxy.v1alpha1.ListRequest
-	10, // 17: vpcproxy.v1alpha1.ControlService.Delete:input_type -> vpcproxy.v1alpha1.DeleteRequest
-	12, // 18: vpcproxy.v1alpha1.ControlService.Status:input_type -> vpcproxy.v1alpha1.StatusRequest
-	14, // 19: vpcproxy.v1alpha1.ControlService.WatchAttachment:input_type -> vpcproxy.v1alpha1.WatchAttachmentRequest
-	24, // 20: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	20, // 21: vpcproxy.v1alpha1.AgentService.Watch:input_type -> vpcproxy.v1alpha1.WatchRequest
-	22, // 22: vpcproxy.v1alpha1.AgentService.Report:input_type -> vpcproxy.v1alpha1.ReportRequest
-	4,  // 23: vpcproxy.v1alpha1.ControlService.Apply:output_type -> vpcproxy.v1alpha1.ApplyResponse
-	7,  // 24: vpcproxy.v1alpha1.ControlService.Get:output_type -> vpcproxy.v1alpha1.GetResponse
-	9,  // 25: vpcproxy.v1alpha1.ControlService.List:output_type -> vpcproxy.v1alpha1.ListResponse
-	11, // 26: vpcproxy.v1alpha1.ControlService.Delete:output_type -> vpcproxy.v1alpha1.DeleteResponse
-	13, // 27: vpcproxy.v1alpha1.ControlService.Status:output_type -> vpcproxy.v1alpha1.StatusResponse
-	15, // 28: vpcproxy.v1alpha1.ControlService.WatchAttachment:output_type -> vpcproxy.v1alpha1.WatchAttachmentResponse
-	25, // 29: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	21, // 30: vpcproxy.v1alpha1.AgentService.Watch:output_type -> vpcproxy.v1alpha1.WatchResponse
-	23, // 31: vpcproxy.v1alpha1.AgentService.Report:output_type -> vpcproxy.v1alpha1.ReportResponse
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	31, // 5: vpcproxy.v1alpha1.GetResponse.object:type_name -> google.protobuf.Struct
+	31, // 6: vpcproxy.v1alpha1.ListResponse.objects:type_name -> google.protobuf.Struct
+	21, // 7: vpcproxy.v1alpha1.StatusResponse.nodes:type_name -> vpcproxy.v1alpha1.NodeReport
+	20, // 8: vpcproxy.v1alpha1.WatchAttachmentResponse.nodes:type_name -> vpcproxy.v1alpha1.NodeProgress
+	32, // 9: vpcproxy.v1alpha1.NodeReport.last_seen:type_name -> google.protobuf.Timestamp
+	24, // 10: vpcproxy.v1alpha1.NodeReport.attachments:type_name -> vpcproxy.v1alpha1.AttachmentReport
+	22, // 11: vpcproxy.v1alpha1.NodeReport.interfaces:type_name -> vpcproxy.v1alpha1.Interface
+	23, // 12: vpcproxy.v1alpha1.NodeReport.groups:type_name -> vpcproxy.v1alpha1.GroupReport
+	32, // 13: vpcproxy.v1alpha1.GroupReport.since:type_name -> google.protobuf.Timestamp
+	31, // 14: vpcproxy.v1alpha1.WatchRequest.node:type_name -> google.protobuf.Struct
+	21, // 15: vpcproxy.v1alpha1.ReportRequest.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	6,  // 16: vpcproxy.v1alpha1.ControlService.Apply:input_type -> vpcproxy.v1alpha1.ApplyRequest
+	10, // 17: vpcproxy.v1alpha1.ControlService.Get:input_type -> vpcproxy.v1alpha1.GetRequest
+	12, // 18: vpcproxy.v1alpha1.ControlService.List:input_type -> vpcproxy.v1alpha1.ListRequest
+	14, // 19: vpcproxy.v1alpha1.ControlService.Delete:input_type -> vpcproxy.v1alpha1.DeleteRequest
+	16, // 20: vpcproxy.v1alpha1.ControlService.Status:input_type -> vpcproxy.v1alpha1.StatusRequest
+	18, // 21: vpcproxy.v1alpha1.ControlService.WatchAttachment:input_type -> vpcproxy.v1alpha1.WatchAttachmentRequest
+	29, // 22: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	2,  // 23: vpcproxy.v1alpha1.ControlService.Cordon:input_type -> vpcproxy.v1alpha1.CordonRequest
+	4,  // 24: vpcproxy.v1alpha1.ControlService.Failover:input_type -> vpcproxy.v1alpha1.FailoverRequest
+	25, // 25: vpcproxy.v1alpha1.AgentService.Watch:input_type -> vpcproxy.v1alpha1.WatchRequest
+	27, // 26: vpcproxy.v1alpha1.AgentService.Report:input_type -> vpcproxy.v1alpha1.ReportRequest
+	8,  // 27: vpcproxy.v1alpha1.ControlService.Apply:output_type -> vpcproxy.v1alpha1.ApplyResponse
+	11, // 28: vpcproxy.v1alpha1.ControlService.Get:output_type -> vpcproxy.v1alpha1.GetResponse
+	13, // 29: vpcproxy.v1alpha1.ControlService.List:output_type -> vpcproxy.v1alpha1.ListResponse
+	15, // 30: vpcproxy.v1alpha1.ControlService.Delete:output_type -> vpcproxy.v1alpha1.DeleteResponse
+	17, // 31: vpcproxy.v1alpha1.ControlService.Status:output_type -> vpcproxy.v1alpha1.StatusResponse
+	19, // 32: vpcproxy.v1alpha1.ControlService.WatchAttachment:output_type -> vpcproxy.v1alpha1.WatchAttachmentResponse
+	30, // 33: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	3,  // 34: vpcproxy.v1alpha1.ControlService.Cordon:output_type -> vpcproxy.v1alpha1.CordonResponse
+	5,  // 35: vpcproxy.v1alpha1.ControlService.Failover:output_type -> vpcproxy.v1alpha1.FailoverResponse
+	26, // 36: vpcproxy.v1alpha1.AgentService.Watch:output_type -> vpcproxy.v1alpha1.WatchResponse
+	28, // 37: vpcproxy.v1alpha1.AgentService.Report:output_type -> vpcproxy.v1alpha1.ReportResponse
+	27, // [27:38] is the sub-list for method output_type
+	16, // [16:27] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_vpcproxy_v1alpha1_control_proto_init() }
@@ -1758,7 +2150,7 @@ func file_vpcproxy_v1alpha1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vpcproxy_v1alpha1_control_proto_rawDesc), len(file_vpcproxy_v1alpha1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

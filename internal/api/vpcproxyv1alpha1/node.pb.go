@@ -23,6 +23,86 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type YieldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *YieldRequest) Reset() {
+	*x = YieldRequest{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *YieldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*YieldRequest) ProtoMessage() {}
+
+func (x *YieldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use YieldRequest.ProtoReflect.Descriptor instead.
+func (*YieldRequest) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *YieldRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+type YieldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *YieldResponse) Reset() {
+	*x = YieldResponse{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *YieldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*YieldResponse) ProtoMessage() {}
+
+func (x *YieldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use YieldResponse.ProtoReflect.Descriptor instead.
+func (*YieldResponse) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{1}
+}
+
 type NodeStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -31,7 +111,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +123,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +136,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{0}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{2}
 }
 
 type NodeStatusResponse struct {
@@ -70,7 +150,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -82,7 +162,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -95,7 +175,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{1}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeStatusResponse) GetReport() *NodeReport {
@@ -135,7 +215,7 @@ type KindStatus struct {
 
 func (x *KindStatus) Reset() {
 	*x = KindStatus{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -147,7 +227,7 @@ func (x *KindStatus) String() string {
 func (*KindStatus) ProtoMessage() {}
 
 func (x *KindStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -160,7 +240,7 @@ func (x *KindStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KindStatus.ProtoReflect.Descriptor instead.
 func (*KindStatus) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{2}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KindStatus) GetKind() string {
@@ -220,7 +300,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -232,7 +312,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -245,7 +325,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{3}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{5}
 }
 
 type PlanResponse struct {
@@ -258,7 +338,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +350,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +363,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{4}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PlanResponse) GetChanges() []*PlannedChange {
@@ -313,7 +393,7 @@ type PlannedChange struct {
 
 func (x *PlannedChange) Reset() {
 	*x = PlannedChange{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +405,7 @@ func (x *PlannedChange) String() string {
 func (*PlannedChange) ProtoMessage() {}
 
 func (x *PlannedChange) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +418,7 @@ func (x *PlannedChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedChange.ProtoReflect.Descriptor instead.
 func (*PlannedChange) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{5}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PlannedChange) GetKind() string {
@@ -384,7 +464,7 @@ type ResyncRequest struct {
 
 func (x *ResyncRequest) Reset() {
 	*x = ResyncRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +476,7 @@ func (x *ResyncRequest) String() string {
 func (*ResyncRequest) ProtoMessage() {}
 
 func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +489,7 @@ func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncRequest.ProtoReflect.Descriptor instead.
 func (*ResyncRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{6}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{8}
 }
 
 type ResyncResponse struct {
@@ -422,7 +502,7 @@ type ResyncResponse struct {
 
 func (x *ResyncResponse) Reset() {
 	*x = ResyncResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +514,7 @@ func (x *ResyncResponse) String() string {
 func (*ResyncResponse) ProtoMessage() {}
 
 func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +527,7 @@ func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncResponse.ProtoReflect.Descriptor instead.
 func (*ResyncResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{7}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResyncResponse) GetChanged() int32 {
@@ -468,7 +548,10 @@ var File_vpcproxy_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvpcproxy/v1alpha1/node.proto\x12\x11vpcproxy.v1alpha1\x1a\x1fvpcproxy/v1alpha1/control.proto\"\x13\n" +
+	"\x1cvpcproxy/v1alpha1/node.proto\x12\x11vpcproxy.v1alpha1\x1a\x1fvpcproxy/v1alpha1/control.proto\"$\n" +
+	"\fYieldRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"\x0f\n" +
+	"\rYieldResponse\"\x13\n" +
 	"\x11NodeStatusRequest\"\xa5\x01\n" +
 	"\x12NodeStatusResponse\x125\n" +
 	"\x06report\x18\x01 \x01(\v2\x1d.vpcproxy.v1alpha1.NodeReportR\x06report\x123\n" +
@@ -496,13 +579,14 @@ const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\rResyncRequest\"B\n" +
 	"\x0eResyncResponse\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\x05R\achanged\x12\x16\n" +
-	"\x06errors\x18\x02 \x03(\tR\x06errors2\xf1\x02\n" +
+	"\x06errors\x18\x02 \x03(\tR\x06errors2\xbd\x03\n" +
 	"\vNodeService\x12^\n" +
 	"\n" +
 	"NodeStatus\x12$.vpcproxy.v1alpha1.NodeStatusRequest\x1a%.vpcproxy.v1alpha1.NodeStatusResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\x04Plan\x12\x1e.vpcproxy.v1alpha1.PlanRequest\x1a\x1f.vpcproxy.v1alpha1.PlanResponse\"\x03\x90\x02\x01\x12M\n" +
 	"\x06Resync\x12 .vpcproxy.v1alpha1.ResyncRequest\x1a!.vpcproxy.v1alpha1.ResyncResponse\x12e\n" +
-	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
+	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse\x12J\n" +
+	"\x05Yield\x12\x1f.vpcproxy.v1alpha1.YieldRequest\x1a .vpcproxy.v1alpha1.YieldResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
 
 var (
 	file_vpcproxy_v1alpha1_node_proto_rawDescOnce sync.Once
@@ -516,34 +600,38 @@ func file_vpcproxy_v1alpha1_node_proto_rawDescGZIP() []byte {
 	return file_vpcproxy_v1alpha1_node_proto_rawDescData
 }
 
-var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_vpcproxy_v1alpha1_node_proto_goTypes = []any{
-	(*NodeStatusRequest)(nil),      // 0: vpcproxy.v1alpha1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),     // 1: vpcproxy.v1alpha1.NodeStatusResponse
-	(*KindStatus)(nil),             // 2: vpcproxy.v1alpha1.KindStatus
-	(*PlanRequest)(nil),            // 3: vpcproxy.v1alpha1.PlanRequest
-	(*PlanResponse)(nil),           // 4: vpcproxy.v1alpha1.PlanResponse
-	(*PlannedChange)(nil),          // 5: vpcproxy.v1alpha1.PlannedChange
-	(*ResyncRequest)(nil),          // 6: vpcproxy.v1alpha1.ResyncRequest
-	(*ResyncResponse)(nil),         // 7: vpcproxy.v1alpha1.ResyncResponse
-	(*NodeReport)(nil),             // 8: vpcproxy.v1alpha1.NodeReport
-	(*ConfirmRemovalRequest)(nil),  // 9: vpcproxy.v1alpha1.ConfirmRemovalRequest
-	(*ConfirmRemovalResponse)(nil), // 10: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*YieldRequest)(nil),           // 0: vpcproxy.v1alpha1.YieldRequest
+	(*YieldResponse)(nil),          // 1: vpcproxy.v1alpha1.YieldResponse
+	(*NodeStatusRequest)(nil),      // 2: vpcproxy.v1alpha1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),     // 3: vpcproxy.v1alpha1.NodeStatusResponse
+	(*KindStatus)(nil),             // 4: vpcproxy.v1alpha1.KindStatus
+	(*PlanRequest)(nil),            // 5: vpcproxy.v1alpha1.PlanRequest
+	(*PlanResponse)(nil),           // 6: vpcproxy.v1alpha1.PlanResponse
+	(*PlannedChange)(nil),          // 7: vpcproxy.v1alpha1.PlannedChange
+	(*ResyncRequest)(nil),          // 8: vpcproxy.v1alpha1.ResyncRequest
+	(*ResyncResponse)(nil),         // 9: vpcproxy.v1alpha1.ResyncResponse
+	(*NodeReport)(nil),             // 10: vpcproxy.v1alpha1.NodeReport
+	(*ConfirmRemovalRequest)(nil),  // 11: vpcproxy.v1alpha1.ConfirmRemovalRequest
+	(*ConfirmRemovalResponse)(nil), // 12: vpcproxy.v1alpha1.ConfirmRemovalResponse
 }
 var file_vpcproxy_v1alpha1_node_proto_depIdxs = []int32{
-	8,  // 0: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
-	2,  // 1: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
-	5,  // 2: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
-	0,  // 3: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
-	3,  // 4: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
-	6,  // 5: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
-	9,  // 6: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	1,  // 7: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
-	4,  // 8: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
-	7,  // 9: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
-	10, // 10: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	7,  // [7:11] is the sub-list for method output_type
-	3,  // [3:7] is the sub-list for method input_type
+	10, // 0: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	4,  // 1: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
+	7,  // 2: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
+	2,  // 3: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
+	5,  // 4: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
+	8,  // 5: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
+	11, // 6: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	0,  // 7: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
+	3,  // 8: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
+	6,  // 9: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
+	9,  // 10: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
+	12, // 11: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	1,  // 12: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
+	8,  // [8:13] is the sub-list for method output_type
+	3,  // [3:8] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name
@@ -561,7 +649,7 @@ func file_vpcproxy_v1alpha1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vpcproxy_v1alpha1_node_proto_rawDesc), len(file_vpcproxy_v1alpha1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

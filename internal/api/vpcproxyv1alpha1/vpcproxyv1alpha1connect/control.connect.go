@@ -56,6 +56,10 @@ const (
 	// ControlServiceConfirmRemovalProcedure is the fully-qualified name of the ControlService's
 	// ConfirmRemoval RPC.
 	ControlServiceConfirmRemovalProcedure = "/vpcproxy.v1alpha1.ControlService/ConfirmRemoval"
+	// ControlServiceCordonProcedure is the fully-qualified name of the ControlService's Cordon RPC.
+	ControlServiceCordonProcedure = "/vpcproxy.v1alpha1.ControlService/Cordon"
+	// ControlServiceFailoverProcedure is the fully-qualified name of the ControlService's Failover RPC.
+	ControlServiceFailoverProcedure = "/vpcproxy.v1alpha1.ControlService/Failover"
 	// AgentServiceWatchProcedure is the fully-qualified name of the AgentService's Watch RPC.
 	AgentServiceWatchProcedure = "/vpcproxy.v1alpha1.AgentService/Watch"
 	// AgentServiceReportProcedure is the fully-qualified name of the AgentService's Report RPC.
@@ -80,6 +84,12 @@ type ControlServiceClient interface {
 	// ConfirmRemoval accepts that the attachments which the controller holds
 	// back (StatusResponse.held) are gone for good.
 	ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error)
+	// Cordon keeps a proxy from being active in any group, or ends that. An
+	// active one hands its role over.
+	Cordon(context.Context, *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error)
+	// Failover has a group's active proxy hand its role over. It returns when
+	// that has been told so.
+	Failover(context.Context, *connect.Request[vpcproxyv1alpha1.FailoverRequest]) (*connect.Response[vpcproxyv1alpha1.FailoverResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the vpcproxy.v1alpha1.ControlService service. By
@@ -138,6 +148,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("ConfirmRemoval")),
 			connect.WithClientOptions(opts...),
 		),
+		cordon: connect.NewClient[vpcproxyv1alpha1.CordonRequest, vpcproxyv1alpha1.CordonResponse](
+			httpClient,
+			baseURL+ControlServiceCordonProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Cordon")),
+			connect.WithClientOptions(opts...),
+		),
+		failover: connect.NewClient[vpcproxyv1alpha1.FailoverRequest, vpcproxyv1alpha1.FailoverResponse](
+			httpClient,
+			baseURL+ControlServiceFailoverProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Failover")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -150,6 +172,8 @@ type controlServiceClient struct {
 	status          *connect.Client[vpcproxyv1alpha1.StatusRequest, vpcproxyv1alpha1.StatusResponse]
 	watchAttachment *connect.Client[vpcproxyv1alpha1.WatchAttachmentRequest, vpcproxyv1alpha1.WatchAttachmentResponse]
 	confirmRemoval  *connect.Client[vpcproxyv1alpha1.ConfirmRemovalRequest, vpcproxyv1alpha1.ConfirmRemovalResponse]
+	cordon          *connect.Client[vpcproxyv1alpha1.CordonRequest, vpcproxyv1alpha1.CordonResponse]
+	failover        *connect.Client[vpcproxyv1alpha1.FailoverRequest, vpcproxyv1alpha1.FailoverResponse]
 }
 
 // Apply calls vpcproxy.v1alpha1.ControlService.Apply.
@@ -187,6 +211,16 @@ func (c *controlServiceClient) ConfirmRemoval(ctx context.Context, req *connect.
 	return c.confirmRemoval.CallUnary(ctx, req)
 }
 
+// Cordon calls vpcproxy.v1alpha1.ControlService.Cordon.
+func (c *controlServiceClient) Cordon(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error) {
+	return c.cordon.CallUnary(ctx, req)
+}
+
+// Failover calls vpcproxy.v1alpha1.ControlService.Failover.
+func (c *controlServiceClient) Failover(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.FailoverRequest]) (*connect.Response[vpcproxyv1alpha1.FailoverResponse], error) {
+	return c.failover.CallUnary(ctx, req)
+}
+
 // ControlServiceHandler is an implementation of the vpcproxy.v1alpha1.ControlService service.
 type ControlServiceHandler interface {
 	// Apply creates or updates objects, all or none. Applying what is in force
@@ -205,6 +239,12 @@ type ControlServiceHandler interface {
 	// ConfirmRemoval accepts that the attachments which the controller holds
 	// back (StatusResponse.held) are gone for good.
 	ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error)
+	// Cordon keeps a proxy from being active in any group, or ends that. An
+	// active one hands its role over.
+	Cordon(context.Context, *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error)
+	// Failover has a group's active proxy hand its role over. It returns when
+	// that has been told so.
+	Failover(context.Context, *connect.Request[vpcproxyv1alpha1.FailoverRequest]) (*connect.Response[vpcproxyv1alpha1.FailoverResponse], error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -259,6 +299,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("ConfirmRemoval")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceCordonHandler := connect.NewUnaryHandler(
+		ControlServiceCordonProcedure,
+		svc.Cordon,
+		connect.WithSchema(controlServiceMethods.ByName("Cordon")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceFailoverHandler := connect.NewUnaryHandler(
+		ControlServiceFailoverProcedure,
+		svc.Failover,
+		connect.WithSchema(controlServiceMethods.ByName("Failover")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vpcproxy.v1alpha1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceApplyProcedure:
@@ -275,6 +327,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceWatchAttachmentHandler.ServeHTTP(w, r)
 		case ControlServiceConfirmRemovalProcedure:
 			controlServiceConfirmRemovalHandler.ServeHTTP(w, r)
+		case ControlServiceCordonProcedure:
+			controlServiceCordonHandler.ServeHTTP(w, r)
+		case ControlServiceFailoverProcedure:
+			controlServiceFailoverHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -310,6 +366,14 @@ func (UnimplementedControlServiceHandler) WatchAttachment(context.Context, *conn
 
 func (UnimplementedControlServiceHandler) ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.ControlService.ConfirmRemoval is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Cordon(context.Context, *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.ControlService.Cordon is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Failover(context.Context, *connect.Request[vpcproxyv1alpha1.FailoverRequest]) (*connect.Response[vpcproxyv1alpha1.FailoverResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.ControlService.Failover is not implemented"))
 }
 
 // AgentServiceClient is a client for the vpcproxy.v1alpha1.AgentService service.

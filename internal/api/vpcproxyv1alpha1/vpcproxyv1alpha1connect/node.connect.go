@@ -44,6 +44,8 @@ const (
 	// NodeServiceConfirmRemovalProcedure is the fully-qualified name of the NodeService's
 	// ConfirmRemoval RPC.
 	NodeServiceConfirmRemovalProcedure = "/vpcproxy.v1alpha1.NodeService/ConfirmRemoval"
+	// NodeServiceYieldProcedure is the fully-qualified name of the NodeService's Yield RPC.
+	NodeServiceYieldProcedure = "/vpcproxy.v1alpha1.NodeService/Yield"
 )
 
 // NodeServiceClient is a client for the vpcproxy.v1alpha1.NodeService service.
@@ -57,6 +59,9 @@ type NodeServiceClient interface {
 	// ConfirmRemoval accepts an intent that is held because too many
 	// attachments vanished from it at once.
 	ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error)
+	// Yield hands a group's active role over, which this node must have. It
+	// returns when the others have been told.
+	Yield(context.Context, *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the vpcproxy.v1alpha1.NodeService service. By
@@ -96,6 +101,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("ConfirmRemoval")),
 			connect.WithClientOptions(opts...),
 		),
+		yield: connect.NewClient[vpcproxyv1alpha1.YieldRequest, vpcproxyv1alpha1.YieldResponse](
+			httpClient,
+			baseURL+NodeServiceYieldProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Yield")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -105,6 +116,7 @@ type nodeServiceClient struct {
 	plan           *connect.Client[vpcproxyv1alpha1.PlanRequest, vpcproxyv1alpha1.PlanResponse]
 	resync         *connect.Client[vpcproxyv1alpha1.ResyncRequest, vpcproxyv1alpha1.ResyncResponse]
 	confirmRemoval *connect.Client[vpcproxyv1alpha1.ConfirmRemovalRequest, vpcproxyv1alpha1.ConfirmRemovalResponse]
+	yield          *connect.Client[vpcproxyv1alpha1.YieldRequest, vpcproxyv1alpha1.YieldResponse]
 }
 
 // NodeStatus calls vpcproxy.v1alpha1.NodeService.NodeStatus.
@@ -127,6 +139,11 @@ func (c *nodeServiceClient) ConfirmRemoval(ctx context.Context, req *connect.Req
 	return c.confirmRemoval.CallUnary(ctx, req)
 }
 
+// Yield calls vpcproxy.v1alpha1.NodeService.Yield.
+func (c *nodeServiceClient) Yield(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error) {
+	return c.yield.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the vpcproxy.v1alpha1.NodeService service.
 type NodeServiceHandler interface {
 	NodeStatus(context.Context, *connect.Request[vpcproxyv1alpha1.NodeStatusRequest]) (*connect.Response[vpcproxyv1alpha1.NodeStatusResponse], error)
@@ -138,6 +155,9 @@ type NodeServiceHandler interface {
 	// ConfirmRemoval accepts an intent that is held because too many
 	// attachments vanished from it at once.
 	ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error)
+	// Yield hands a group's active role over, which this node must have. It
+	// returns when the others have been told.
+	Yield(context.Context, *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -173,6 +193,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("ConfirmRemoval")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceYieldHandler := connect.NewUnaryHandler(
+		NodeServiceYieldProcedure,
+		svc.Yield,
+		connect.WithSchema(nodeServiceMethods.ByName("Yield")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vpcproxy.v1alpha1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceNodeStatusProcedure:
@@ -183,6 +209,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceResyncHandler.ServeHTTP(w, r)
 		case NodeServiceConfirmRemovalProcedure:
 			nodeServiceConfirmRemovalHandler.ServeHTTP(w, r)
+		case NodeServiceYieldProcedure:
+			nodeServiceYieldHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -206,4 +234,8 @@ func (UnimplementedNodeServiceHandler) Resync(context.Context, *connect.Request[
 
 func (UnimplementedNodeServiceHandler) ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.ConfirmRemoval is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Yield(context.Context, *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.Yield is not implemented"))
 }

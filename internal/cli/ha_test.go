@@ -1,0 +1,71 @@
+package cli
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
+)
+
+// elect has the fake platform's proxies report on the election of group blue.
+func (b *bench) elect() {
+	since := timestamppb.New(now.Add(-90 * time.Second))
+	b.control.status = &apiv1.StatusResponse{Nodes: []*apiv1.NodeReport{
+		{Node: "host-a", Connected: true},
+		{Node: "proxy-a", Connected: true, Groups: []*apiv1.GroupReport{
+			{Name: "blue", State: "Active", Priority: 200, Active: "proxy-a", Since: since, Reason: "no advert for the down interval", Transitions: 2},
+			{Name: "red", Problem: "no interface has the underlay address 192.168.4.4"},
+		}},
+		{Node: "proxy-b", Groups: []*apiv1.GroupReport{
+			{Name: "blue", State: "Fault", Priority: 1, Active: "proxy-a", Since: since, Down: []string{"eni"}, Reason: "drained"},
+		}},
+	}}
+	b.node.status.Report.Groups = b.control.status.Nodes[1].Groups
+}
+
+func TestElectionOutput(t *testing.T) {
+	b := newBench(t)
+	b.elect()
+	for _, line := range []string{
+		"ha status", "ha status -o json", "ha status --node-socket SOCKET",
+		"failover blue", "failover blue --node-socket SOCKET", "drain proxy-b", "uncordon proxy-b",
+	} {
+		name := strings.NewReplacer(" -o ", "_", " ", "_", "--", "").Replace(line)
+		t.Run(name, func(t *testing.T) {
+			code, out, stderr := b.run(strings.Fields(strings.ReplaceAll(line, "SOCKET", b.socket()))...)
+			if code != 0 {
+				t.Fatalf("exit code %d: %s", code, stderr)
+			}
+			if head, _, ok := strings.Cut(out, ", after "); ok { // as long as it took
+				out = head + "\n"
+			}
+			golden(t, filepath.Join("testdata", name+".txt"), "$ vpcproxyctl "+line+"\n"+out)
+		})
+	}
+}
+
+func TestElectionErrors(t *testing.T) {
+	b := newBench(t)
+	b.elect()
+	for _, tc := range []struct {
+		line string
+		code int
+		says string
+	}{
+		{"failover blue --to proxy-a --node-socket " + b.socket(), codeUsage, "--to and --node-socket exclude each other"},
+		{"failover", codeUsage, "GROUP"},
+		{"drain proxy-a --timeout 10ms", codeNotConverged, "proxy-a is Active in group blue"},
+	} {
+		if code, _, stderr := b.run(strings.Fields(tc.line)...); code != tc.code || !strings.Contains(stderr, tc.says) {
+			t.Errorf("%s: exit code %d, want %d, with %q: %s", tc.line, code, tc.code, tc.says, stderr)
+		}
+	}
+	b.control.status.Nodes[1].Groups[0].State = "Backup"
+	if code, _, stderr := b.run("failover", "blue", "--timeout", "10ms"); code != codeNotConverged || !strings.Contains(stderr, "proxy-a is not active in group blue") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
