@@ -31,6 +31,7 @@ var _ vpcproxyv1alpha1connect.NodeServiceHandler = (*nodeTask)(nil)
 func (t *nodeTask) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle(vpcproxyv1alpha1connect.NewNodeServiceHandler(t, transport.HandlerOptions()))
+	mux.Handle(vpcproxyv1alpha1connect.NewBindServiceHandler(t, transport.HandlerOptions()))
 	return transport.Serve(ctx, mux, t.log, t.socket)
 }
 

@@ -14,11 +14,14 @@ import (
 
 	"github.com/vpcproxy/vpcproxy/internal/api/transport"
 	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
+	"github.com/vpcproxy/vpcproxy/internal/binding"
 	"github.com/vpcproxy/vpcproxy/internal/config"
 	"github.com/vpcproxy/vpcproxy/internal/election"
+	"github.com/vpcproxy/vpcproxy/internal/flow"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/meter"
+	"github.com/vpcproxy/vpcproxy/internal/nft"
 	"github.com/vpcproxy/vpcproxy/internal/node"
 	"github.com/vpcproxy/vpcproxy/internal/pki"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
@@ -47,6 +50,7 @@ type nodeTask struct {
 	follow  *source.Controller // source, if that is a controller
 	socket  *transport.Listener
 	masq    *ipmasq.Follower // nil without nat.masq.config
+	metrics *metrics
 	// elections is nil without the role proxy, as are sessions.
 	elections *election.Manager
 	sessions  *sessions
@@ -58,27 +62,29 @@ type nodeTask struct {
 
 // buildNode adds the task that keeps this machine's kernel.
 func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
-	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory, Overrun: m.overruns.Inc})
+	senders := &nft.Senders{}
+	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory, Overrun: m.overruns.Inc, OwnFirewall: senders.Own})
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}
 	a.close = append(a.close, host.Close)
-	t := &nodeTask{cfg: a.cfg, log: a.log, version: a.version, host: host}
+	t := &nodeTask{cfg: a.cfg, log: a.log, version: a.version, host: host, metrics: m}
 	if t.routing, err = newRouting(ctx, a.cfg, host, a.log); err != nil {
 		return err
 	}
 	kinds, err := node.NewKinds(ctx, node.KindsOptions{Host: host, StateDirectory: a.cfg.StateDirectory, Backend: a.cfg.NAT.Backend,
-		IPTables: a.cfg.NAT.IPTables, NeighborAge: a.cfg.Tunnel.NeighborAge, Log: a.log})
+		IPTables: a.cfg.NAT.IPTables, NeighborAge: a.cfg.Tunnel.NeighborAge, Senders: senders, Log: a.log})
 	if err != nil {
 		return err
 	}
+	a.close = append(a.close, kinds.Close)
 	options := node.Options{
 		Name:  a.cfg.Node,
 		Host:  host,
 		Kinds: kinds,
 		Plan: plan.Config{
 			MarkMask: a.cfg.Steering.MarkMask, RulePriority: a.cfg.Steering.RulePriority, TableBase: a.cfg.Steering.TableBase,
-			Neighbors: plan.Neighbors(a.cfg.Tunnel.Neighbors),
+			Neighbors: plan.Neighbors(a.cfg.Tunnel.Neighbors), ZoneBase: uint16(a.cfg.Steering.ZoneBase), //nolint:gosec // validated
 		},
 		Refresh:  a.cfg.Reconcile.Refresh,
 		Log:      a.log,
@@ -97,6 +103,13 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		if err := a.buildElections(t, &options); err != nil {
 			return err
 		}
+	}
+	if a.cfg.HasRole(intent.RoleFunction) {
+		store, err := binding.Open(filepath.Join(a.cfg.StateDirectory, "bindings"))
+		if err != nil {
+			return err
+		}
+		options.Bindings = node.BindingOptions{Store: store, Flows: flow.Open(""), Linger: a.cfg.Bind.Linger}
 	}
 	if t.node, err = node.New(options); err != nil {
 		return err

@@ -38,6 +38,7 @@ type Config struct {
 	SysctlDirectory string
 	NAT             NAT
 	Steering        Steering
+	Bind            Bind
 	Zone            string
 	BGP             BGP
 	Reconcile       Reconcile
@@ -111,6 +112,12 @@ type Steering struct {
 	MarkMask     uint32
 	RulePriority uint32
 	TableBase    uint32
+	ZoneBase     uint32
+}
+
+// Bind is about pods that are bound when they start.
+type Bind struct {
+	Linger time.Duration
 }
 
 // Reconcile is about the reconcile loop.

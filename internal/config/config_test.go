@@ -88,7 +88,7 @@ func TestFile(t *testing.T) {
 		Etcd:       Etcd{Directory: "/var/lib/v/etcd"},
 		HA:         HA{"10.0.0.1:7", 2 * time.Second},
 		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v", SysctlDirectory: "/proc/sys",
-		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000}, Reconcile: Reconcile{time.Minute},
+		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000, 17600}, Reconcile: Reconcile{time.Minute}, Bind: Bind{time.Minute},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
 		Zone: "zone-a",
 		BGP: BGP{
@@ -235,6 +235,9 @@ func TestValidate(t *testing.T) {
 		{"priority 0", "steering.rulePriority (flag --steering-rule-priority): 0 is not between", []string{"--roles", "function", ctl, "--steering-rule-priority", "0"}},
 		{"priority main", "steering.rulePriority (flag --steering-rule-priority): 32766 is not between", []string{"--roles", "function", ctl, "--steering-rule-priority", "32766"}},
 		{"table main", "steering.tableBase (flag --steering-table-base): 254 is among", []string{"--roles", "function", ctl, "--steering-table-base", "254"}},
+		{"zone 0", "steering.zoneBase (flag --steering-zone-base): 0 is not between", []string{"--roles", "function", ctl, "--steering-zone-base", "0"}},
+		{"zone of 17 bits", "steering.zoneBase (flag --steering-zone-base): 65536 is not between", []string{"--roles", "function", ctl, "--steering-zone-base", "65536"}},
+		{"negative linger", "bind.linger (flag --bind-linger): -1s is negative", []string{"--roles", "function", ctl, "--bind-linger", "-1s"}},
 		{"tables overflow", "steering.tableBase (flag --steering-table-base): 4294967295 leaves no room for the 16384 tables", []string{"--roles", "function", ctl, "--steering-table-base", "4294967295"}},
 		{"zone", `zone (flag --zone): "Zone A" is not a DNS label`, []string{"--roles", "function", ctl, "--zone", "Zone A"}},
 		{"bgp mode", `bgp.mode (flag --bgp-mode): "ring" is not known; want off, mesh, client or reflector`, []string{"--roles", "function", ctl, "--bgp-mode", "ring"}},

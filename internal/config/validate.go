@@ -61,6 +61,7 @@ func (c *Config) validate() error {
 	k.etcd()
 	k.steering()
 	k.bgp()
+	k.zones()
 	k.paths()
 	k.rest()
 	return errors.Join(k.errs...)
@@ -189,6 +190,15 @@ func (c *checker) steering() {
 		c.fail("steering.tableBase", "%d is among the tables that others use; give 256 or more", s.TableBase)
 	} else if uint64(s.TableBase)+tables-1 > math.MaxUint32 {
 		c.fail("steering.tableBase", "%d leaves no room for the %d tables of steering.markMask %#x below 4294967296; give a smaller number", s.TableBase, tables, s.MarkMask)
+	}
+}
+
+func (c *checker) zones() {
+	if z := c.Steering.ZoneBase; z < 1 || z > math.MaxUint16 {
+		c.fail("steering.zoneBase", "%d is not between 1 and %d; 0 is the zone of everybody else", z, math.MaxUint16)
+	}
+	if c.Bind.Linger < 0 {
+		c.fail("bind.linger", "%s is negative; give 0s to remove paths at once", c.Bind.Linger)
 	}
 }
 

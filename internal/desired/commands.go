@@ -208,15 +208,31 @@ func (k PeerKey) Commands(op Op, _ Peer) []string {
 
 // Commands implements Commander.
 func (k SteerKey) Commands(op Op, s Steer) []string {
-	verb, family, target := "add", 4, fmt.Sprintf(" : goto mark_%08x_%08x", s.Mark, s.Mask)
+	verb, family, target := "add", 4, " : goto "+s.target(k.Link != "")
 	if op == Delete {
 		verb, target = "delete", ""
+	}
+	if k.Link != "" {
+		return []string{inNetns(k.Netns, "nft %s element inet vpcproxy zones { %q%s }", verb, k.Link, target)}
 	}
 	if k.Src.Addr().Is6() {
 		family = 6
 	}
 	return []string{inNetns(k.Netns, "nft %s element inet vpcproxy steer%d_%d_%d { %s . %s%s }",
 		verb, family, k.Src.Bits(), k.Dst.Bits(), k.Src.Addr(), k.Dst.Addr(), target)}
+}
+
+// target is the chain that does it.
+func (s Steer) target(zoneOnly bool) string {
+	switch {
+	case s.Refuse:
+		return "refuse"
+	case zoneOnly:
+		return fmt.Sprintf("zone_%04x", s.Zone)
+	case s.Zone == 0:
+		return fmt.Sprintf("mark_%08x_%08x", s.Mark, s.Mask)
+	}
+	return fmt.Sprintf("mark_%08x_%08x_%04x", s.Mark, s.Mask, s.Zone)
 }
 
 // lines describes address translation and filters in words: how they are

@@ -170,17 +170,29 @@ type PeerKey struct {
 // Peer has no properties beyond its key.
 type Peer struct{}
 
-// SteerKey selects packets by source and destination.
+// SteerKey selects packets by source and destination, or by the link that they
+// come from.
 type SteerKey struct {
 	Netns string
 	Src   netip.Prefix // masked
 	Dst   netip.Prefix // masked
+	Link  string       // "" unless Src and Dst are zero
 }
 
-// Steer gives the selected packets a mark; bits outside Mask are kept.
+// Steer gives the selected packets a mark, bits outside Mask are kept, and their
+// connections a conntrack zone: flows of different zones never meet, though
+// they have the same addresses and ports. What comes from a link gets a zone only.
 type Steer struct {
-	Mark uint32
-	Mask uint32
+	Mark   uint32
+	Mask   uint32
+	Zone   uint16 // 0: the common one
+	Refuse bool   // instead: an ICMP error (host unreachable)
+}
+
+// Way is how packets of a pod are steered that is bound to an attachment.
+type Way struct {
+	CIDRs []netip.Prefix // masked
+	Steer Steer
 }
 
 // EgressKey names a link whose egress is guarded.
@@ -285,6 +297,9 @@ type State struct {
 	Rules      map[RuleKey]Rule
 	Steers     map[SteerKey]Steer
 	Paths      map[PathKey]Path
+	// Ways is how bound pods are steered, by attachment. It is no kernel
+	// object: bindings make Steers of it, and come and go between two States.
+	Ways map[string]Way
 }
 
 // New returns an empty State with every map made.
@@ -304,5 +319,6 @@ func New() State {
 		Rules:      map[RuleKey]Rule{},
 		Steers:     map[SteerKey]Steer{},
 		Paths:      map[PathKey]Path{},
+		Ways:       map[string]Way{},
 	}
 }

@@ -32,13 +32,17 @@ type HostOptions struct {
 	// is read-only in most containers. Any mount of it shows those of the
 	// namespace that the opening thread is in (net/sysctl_net.c).
 	Sysctls string
+	// OwnFirewall, if not nil, tells whether a netlink socket, by its port ID,
+	// is one whose changes of nftables are no news.
+	OwnFirewall func(portID uint32) bool
 }
 
 // host is the Host of this machine's kernel.
 type host struct {
-	dir     string
-	overrun func()
-	sysctls string
+	dir         string
+	overrun     func()
+	sysctls     string
+	ownFirewall func(portID uint32) bool // may be nil
 
 	mu       sync.Mutex
 	own      *handle
@@ -68,11 +72,12 @@ func NewHost(options HostOptions) (Host, error) {
 		options.Sysctls = procSys
 	}
 	h := &host{
-		sysctls:  options.Sysctls,
-		dir:      options.NetnsDir,
-		overrun:  options.Overrun,
-		open:     map[string]*handle{},
-		watchers: map[string]map[*watcher]struct{}{},
+		sysctls:     options.Sysctls,
+		dir:         options.NetnsDir,
+		overrun:     options.Overrun,
+		open:        map[string]*handle{},
+		watchers:    map[string]map[*watcher]struct{}{},
+		ownFirewall: options.OwnFirewall,
 	}
 	own, err := openHandle(h, "", options.Own)
 	if err != nil {

@@ -68,6 +68,9 @@ func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
 	var readers sync.WaitGroup
 	readers.Go(func() { send(ctx, in, HintAll) })
 	for i, source := range sources {
+		if source.protocol == unix.NETLINK_NETFILTER {
+			source.hints = h.foreign(source.hints)
+		}
 		if conns[i] != nil {
 			readers.Go(func() {
 				defer cancel() // half a watch is none
@@ -105,6 +108,19 @@ func (h *host) register(ctx context.Context, name string) (_ context.Context, ca
 		if delete(h.watchers[name], w); len(h.watchers[name]) == 0 {
 			delete(h.watchers, name)
 		}
+	}
+}
+
+// foreign leaves out notifications of what sockets of ours have done.
+func (h *host) foreign(hints func(syscall.NetlinkMessage) []Hint) func(syscall.NetlinkMessage) []Hint {
+	if h.ownFirewall == nil {
+		return hints
+	}
+	return func(m syscall.NetlinkMessage) []Hint {
+		if h.ownFirewall(m.Header.Pid) {
+			return nil
+		}
+		return hints(m)
 	}
 }
 

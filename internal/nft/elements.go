@@ -41,6 +41,9 @@ func (c Contents) elements() map[string]elements {
 		key := string(match.Src.Addr().AsSlice()) + string(match.Dst.Addr().AsSlice())
 		add(match.steerMap().name(), key, mark.chain())
 	}
+	for link, zone := range c.Zones {
+		add(setZones, linkKey(link), zoneChain(zone))
+	}
 	return all
 }
 
@@ -59,6 +62,13 @@ func (c Contents) decode(set string, elems elements) error {
 				continue
 			}
 			c.Steers[match] = mark
+		case set == setZones:
+			link, zone, err := decodeZone(k, chain)
+			if err != nil {
+				foreign = err
+				continue
+			}
+			c.Zones[link] = zone
 		case set == setEndpoints && len(k) == 4:
 			c.Peers[Peer{Local: addr4(k)}] = struct{}{}
 		case set == setPeersNoKey && len(k) == 8:

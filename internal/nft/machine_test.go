@@ -127,9 +127,11 @@ func (m *machine) connect(a, addrA, b, addrB string) {
 	}
 }
 
-func (m *machine) tables(own string) *nft.Tables {
+func (m *machine) tables(own string) *nft.Tables { return m.tablesWith(own, nil) }
+
+func (m *machine) tablesWith(own string, senders *nft.Senders) *nft.Tables {
 	return nft.New(slog.New(slog.NewTextHandler(io.Discard, nil)), nft.Options{
-		NetnsDir: m.dir, Own: filepath.Join(m.dir, own),
+		NetnsDir: m.dir, Own: filepath.Join(m.dir, own), Senders: senders,
 	})
 }
 

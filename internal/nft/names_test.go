@@ -3,7 +3,8 @@ package nft
 import "testing"
 
 func TestMarkChainNames(t *testing.T) {
-	for _, m := range []Mark{{0x100, 0xff00}, {1, 0xffffffff}, {0xdeadbeef, 0xffffffff}} {
+	for _, m := range []Mark{{Mark: 0x100, Mask: 0xff00}, {Mark: 1, Mask: 0xffffffff}, {Mark: 0xdeadbeef, Mask: 0xffffffff},
+		{Mark: 1, Mask: 0xff, Zone: 17600}, {Refuse: true}} {
 		if got, ok := parseMarkChain(m.chain()); !ok || got != m {
 			t.Errorf("%s is read as %+v, %v", m.chain(), got, ok)
 		}

@@ -7,13 +7,18 @@
 //
 //	set endpoints4, peers4, peers4_nokey   who may speak GRE to which address of ours
 //	set remotes4                           the peers' addresses, derived from the above
-//	map steer4_<s>_<d>, steer6_<s>_<d>     source/s . destination/d : jump to a mark chain
+//	map steer4_<s>_<d>, steer6_<s>_<d>     source/s . destination/d : go to a mark chain, or to refuse
+//	map zones                              input interface : go to a zone chain
 //	counter unknown_peer, forged_gre
 //	chain gre_prerouting   prerouting, raw:    GRE to an endpoint is judged by chain gre
 //	chain gre_output       output, raw:        GRE from an endpoint is not tracked
 //	chain gre_forward      forward, filter:    nobody behind us speaks GRE to our peers
-//	chain steer            prerouting, mangle: one lookup per pair of prefix lengths
-//	chain gre, mark_<mark>_<mask>
+//	chain steer            prerouting, raw:    zones, then one lookup per pair of prefix lengths
+//	chain gre, mark_<mark>_<mask>[_<zone>], zone_<zone>, refuse
+//
+// Steering comes before connection tracking (raw, not mangle), because it says
+// in which conntrack zone a connection is: what comes from one attachment's
+// tunnel is never taken for an answer in another's.
 //
 // Steering uses one hash map per pair of prefix lengths, and not one map of
 // intervals, for two reasons. The kernel's set type for concatenated intervals
@@ -72,10 +77,14 @@ type Match struct {
 	Dst netip.Prefix
 }
 
-// Mark is what matching packets are marked with; bits outside Mask are kept.
+// Mark is what is done to matching packets. They are marked; bits outside Mask
+// are kept. Their connections are tracked in a zone, 0 being the common one.
+// Or they are refused with an ICMP error (host unreachable).
 type Mark struct {
-	Mark uint32
-	Mask uint32
+	Mark   uint32
+	Mask   uint32
+	Zone   uint16
+	Refuse bool // instead of all the above
 }
 
 // Contents is what a table holds.
@@ -86,9 +95,10 @@ type Contents struct {
 	Damage string
 	Peers  map[Peer]struct{}
 	Steers map[Match]Mark
+	Zones  map[string]uint16 // by input interface
 }
 
-func (c Contents) empty() bool { return len(c.Peers) == 0 && len(c.Steers) == 0 }
+func (c Contents) empty() bool { return len(c.Peers) == 0 && len(c.Steers) == 0 && len(c.Zones) == 0 }
 
 // Change is a difference to a table's contents. Deleting what is absent and
 // adding what is there change nothing; a Match that is there gets its new Mark
@@ -98,11 +108,13 @@ type Change struct {
 	DeletePeers  []Peer
 	AddSteers    map[Match]Mark
 	DeleteSteers []Match
+	AddZones     map[string]uint16
+	DeleteZones  []string
 }
 
 func (ch Change) addsOnly() bool {
-	return len(ch.DeletePeers) == 0 && len(ch.DeleteSteers) == 0 &&
-		len(ch.AddPeers)+len(ch.AddSteers) > 0
+	return len(ch.DeletePeers)+len(ch.DeleteSteers)+len(ch.DeleteZones) == 0 &&
+		len(ch.AddPeers)+len(ch.AddSteers)+len(ch.AddZones) > 0
 }
 
 // Validate returns why the peer cannot be programmed, or nil.
@@ -135,6 +147,12 @@ func (m Match) Validate() error {
 
 // Validate returns why the mark cannot be programmed, or nil.
 func (m Mark) Validate() error {
+	if m.Refuse {
+		if m != (Mark{Refuse: true}) {
+			return fmt.Errorf("mark %#x/%#x, zone %d: what is refused has neither", m.Mark, m.Mask, m.Zone)
+		}
+		return nil
+	}
 	if m.Mark == 0 || m.Mark&^m.Mask != 0 {
 		return fmt.Errorf("mark %#x/%#x: must not be zero, nor have bits outside its mask", m.Mark, m.Mask)
 	}
@@ -149,19 +167,23 @@ func (ch Change) validate() error {
 	for match, mark := range ch.AddSteers {
 		errs = append(errs, match.Validate(), mark.Validate())
 	}
+	for link, zone := range ch.AddZones {
+		errs = append(errs, ValidateZone(link, zone))
+	}
 	return errors.Join(errs...)
 }
 
 // Tables reads and writes the tables of all namespaces. It keeps nothing
-// between calls, opens a namespace for the time of a call only, and is safe
-// for concurrent use; but of two calls that write to one namespace at a time,
-// one may fail and change nothing.
+// between calls but the connection of [Tables.Exchange], opens a namespace for
+// the time of a call only, and is safe for concurrent use; but of two calls that
+// write to one namespace at a time, one may fail and change nothing.
 //
 // Namespaces go by their names; "" is the agent's own. Errors wrap
 // [io/fs.ErrNotExist] if there is no such namespace.
 type Tables struct {
 	log     *slog.Logger
 	options Options
+	lane    lane
 }
 
 // Options sets up Tables. The zero value is right for a program.
@@ -171,6 +193,8 @@ type Options struct {
 	// Own is the path of the namespace that "" means; "" is the calling
 	// thread's.
 	Own string
+	// Senders, if not nil, learns the sockets whose changes are no news.
+	Senders *Senders
 }
 
 // New returns Tables that log the repairs they make.
@@ -256,13 +280,13 @@ func (c *conn) change(ctx context.Context, ch Change, last bool) (damage string,
 		return "", err
 	}
 	t.broken = t.broken || last && t.contents.Damage != ""
-	want := Contents{Peers: maps.Clone(t.contents.Peers), Steers: maps.Clone(t.contents.Steers)}
+	want := Contents{Peers: maps.Clone(t.contents.Peers), Steers: maps.Clone(t.contents.Steers), Zones: maps.Clone(t.contents.Zones)}
 	ch.applyTo(want)
 	return t.contents.Damage, c.commit(transaction{have: t, want: want})
 }
 
 func newContents() Contents {
-	return Contents{Peers: map[Peer]struct{}{}, Steers: map[Match]Mark{}}
+	return Contents{Peers: map[Peer]struct{}{}, Steers: map[Match]Mark{}, Zones: map[string]uint16{}}
 }
 
 func (ch Change) applyTo(c Contents) {
@@ -272,10 +296,14 @@ func (ch Change) applyTo(c Contents) {
 	for _, m := range ch.DeleteSteers {
 		delete(c.Steers, m)
 	}
+	for _, link := range ch.DeleteZones {
+		delete(c.Zones, link)
+	}
 	for _, p := range ch.AddPeers {
 		c.Peers[p] = struct{}{}
 	}
 	maps.Copy(c.Steers, ch.AddSteers)
+	maps.Copy(c.Zones, ch.AddZones)
 }
 
 // Counters returns the packets that the table's named counters have counted,

@@ -16,16 +16,15 @@ import (
 
 // state is a table as the kernel has it.
 type state struct {
-	exists    bool
-	broken    bool // not to be repaired in place
-	sets      map[string]setDef
-	chains    map[string]actualChain
-	edited    map[string]bool // chains of ours whose rules are not
-	objects   map[object]expr.Counter
-	steerMaps []steerMap
-	marks     []Mark
-	elements  map[string]elements // nil if not asked for
-	contents  Contents            // nothing but Damage if not asked for
+	exists   bool
+	broken   bool // not to be repaired in place
+	sets     map[string]setDef
+	chains   map[string]actualChain
+	edited   map[string]bool // chains of ours whose rules are not
+	objects  map[object]expr.Counter
+	parts    parts
+	elements map[string]elements // nil if not asked for
+	contents Contents            // nothing but Damage if not asked for
 }
 
 // object identifies a stateful object: the kernel keeps one name space a type.
@@ -113,15 +112,19 @@ func (c *conn) readSkeleton() (*state, error) {
 func (s *state) compare() {
 	for name := range s.sets {
 		if m, ok := parseSteerMap(name); ok {
-			s.steerMaps = append(s.steerMaps, m)
+			s.parts.maps = append(s.parts.maps, m)
 		}
+		s.parts.links = s.parts.links || name == setZones
 	}
 	for name := range s.chains {
 		if m, ok := parseMarkChain(name); ok {
-			s.marks = append(s.marks, m)
+			s.parts.marks = append(s.parts.marks, m)
+		}
+		if z, ok := parseZoneChain(name); ok {
+			s.parts.zones = append(s.parts.zones, z)
 		}
 	}
-	want := newSkeleton(s.steerMaps, s.marks)
+	want := newSkeleton(s.parts)
 	for _, name := range sortedUnion(want.sets, s.sets) {
 		w, wanted := want.sets[name]
 		h, there := s.sets[name]
@@ -185,7 +188,7 @@ func sortedUnion[A, B any](a map[string]A, b map[string]B) []string {
 
 // readElements fills in the elements of sets that have the right definition.
 func (c *conn) readElements(s *state) error {
-	want := newSkeleton(s.steerMaps, s.marks)
+	want := newSkeleton(s.parts)
 	s.elements = map[string]elements{}
 	for name, def := range s.sets {
 		if w, ours := want.sets[name]; !ours || !def.same(w) {

@@ -57,11 +57,34 @@ func sameExpr(want expr.Any, have actualExpr) bool {
 	if exprName(want) != have.name {
 		return false
 	}
+	if ct, ok := want.(*expr.Ct); ok {
+		return sameCt(*ct, have.data)
+	}
 	got, ok := reflect.New(reflect.TypeOf(want).Elem()).Interface().(expr.Any)
 	if !ok || expr.Unmarshal(unix.NFPROTO_INET, have.data, got) != nil {
 		return false
 	}
 	return reflect.DeepEqual(want, got)
+}
+
+// sameCt does what the library's decoder does not: tell a setting from a
+// reading.
+func sameCt(want expr.Ct, data []byte) bool {
+	var got expr.Ct
+	direction := false
+	err := nested(data, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case unix.NFTA_CT_KEY:
+			got.Key = expr.CtKey(ad.Uint32())
+		case unix.NFTA_CT_SREG:
+			got.Register, got.SourceRegister = ad.Uint32(), true
+		case unix.NFTA_CT_DREG:
+			got.Register = ad.Uint32()
+		case unix.NFTA_CT_DIRECTION:
+			direction = true // a zone for one direction only
+		}
+	})
+	return err == nil && !direction && got == want
 }
 
 // exprName returns the kernel's name of an expression that our rules have.
@@ -81,8 +104,12 @@ func exprName(e expr.Any) string {
 		return "objref"
 	case *expr.Notrack:
 		return "notrack"
-	case *expr.Verdict:
+	case *expr.Verdict, *expr.Immediate:
 		return "immediate"
+	case *expr.Ct:
+		return "ct"
+	case *expr.Reject:
+		return "reject"
 	}
 	return "" // no expression has this name
 }

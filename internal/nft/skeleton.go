@@ -34,6 +34,10 @@ type setDef struct {
 	verdict bool
 }
 
+func (d setDef) concatenated() bool {
+	return d.key.Name != typeAddr4.Name && d.key.Name != nftables.TypeIFName.Name
+}
+
 // chainDef defines a chain. A chain without a hook is one to jump to.
 type chainDef struct {
 	hook  *nftables.ChainHook
@@ -45,7 +49,7 @@ type chainDef struct {
 type rule []expr.Any
 
 // skeleton is all of the table but the elements and the counters' values. It
-// follows from which steering maps and which marks there are.
+// follows from which steering maps, marks and zones there are.
 type skeleton struct {
 	sets   map[string]setDef
 	chains map[string]chainDef
@@ -63,7 +67,15 @@ var (
 // counterNames are the named counters that the table has.
 var counterNames = []string{CounterForged, CounterUnknownPeer}
 
-func newSkeleton(steerMaps []steerMap, marks []Mark) skeleton {
+// parts are what a skeleton follows from.
+type parts struct {
+	maps  []steerMap
+	marks []Mark
+	zones []uint16 // of links
+	links bool     // whether links have zones
+}
+
+func newSkeleton(p parts) skeleton {
 	s := skeleton{
 		sets: map[string]setDef{
 			setEndpoints:  {key: typeAddr4},
@@ -84,17 +96,23 @@ func newSkeleton(steerMaps []steerMap, marks []Mark) skeleton {
 				join(isGRE4(), inSet(ip4Dst(1), setRemotes), drop(CounterForged)),
 			}},
 			chainGRE:   {rules: greRules()},
-			chainSteer: {hook: nftables.ChainHookPrerouting, prio: nftables.ChainPriorityMangle, rules: steerRules(steerMaps)},
+			chainSteer: {hook: nftables.ChainHookPrerouting, prio: nftables.ChainPriorityRaw, rules: append(zoneRules(p.links), steerRules(p.maps)...)},
 		},
 	}
-	for _, m := range steerMaps {
+	if p.links {
+		s.sets[setZones] = setDef{key: nftables.TypeIFName, verdict: true}
+	}
+	for _, z := range p.zones {
+		s.chains[zoneChain(z)] = chainDef{rules: []rule{join(setZone(z), verdict(expr.VerdictAccept, ""))}}
+	}
+	for _, m := range p.maps {
 		key := typePair4
 		if m.v6 {
 			key = typePair6
 		}
 		s.sets[m.name()] = setDef{key: key, verdict: true}
 	}
-	for _, m := range marks {
+	for _, m := range p.marks {
 		s.chains[m.chain()] = chainDef{rules: []rule{m.rule()}}
 	}
 	return s
@@ -155,6 +173,9 @@ func steerRules(steerMaps []steerMap) []rule {
 
 // rule sets the mark and ends the search.
 func (m Mark) rule() rule {
+	if m.Refuse {
+		return rule{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_HOST_UNREACH}}
+	}
 	return join(rule{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{
@@ -163,22 +184,43 @@ func (m Mark) rule() rule {
 			Xor:  binaryutil.NativeEndian.PutUint32(m.Mark),
 		},
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
-	}, verdict(expr.VerdictAccept, ""))
+	}, setZone(m.Zone), verdict(expr.VerdictAccept, ""))
 }
 
-const chainMarkPrefix = "mark_"
+const (
+	chainMarkPrefix = "mark_"
+	chainRefuse     = "refuse"
+)
 
-func (m Mark) chain() string { return fmt.Sprintf(chainMarkPrefix+"%08x_%08x", m.Mark, m.Mask) }
+func (m Mark) chain() string {
+	switch {
+	case m.Refuse:
+		return chainRefuse
+	case m.Zone == 0:
+		return fmt.Sprintf(chainMarkPrefix+"%08x_%08x", m.Mark, m.Mask)
+	}
+	return fmt.Sprintf(chainMarkPrefix+"%08x_%08x_%04x", m.Mark, m.Mask, m.Zone)
+}
 
 // parseMarkChain is called for every element: it does not scan by a format.
 func parseMarkChain(name string) (Mark, bool) {
+	if name == chainRefuse {
+		return Mark{Refuse: true}, true
+	}
 	rest, ok := strings.CutPrefix(name, chainMarkPrefix)
-	if !ok || len(rest) != 17 || rest[8] != '_' || strings.ToLower(rest) != rest {
+	zoned := len(rest) == 22 && rest[17] == '_'
+	if !ok || len(rest) != 17 && !zoned || rest[8] != '_' || strings.ToLower(rest) != rest {
 		return Mark{}, false
 	}
 	mark, err := strconv.ParseUint(rest[:8], 16, 32)
-	mask, err2 := strconv.ParseUint(rest[9:], 16, 32)
+	mask, err2 := strconv.ParseUint(rest[9:17], 16, 32)
 	m := Mark{Mark: uint32(mark), Mask: uint32(mask)}
+	if zoned {
+		zone, err := strconv.ParseUint(rest[18:], 16, 16)
+		if m.Zone = uint16(zone); err != nil || zone == 0 {
+			return Mark{}, false
+		}
+	}
 	return m, err == nil && err2 == nil && m.Validate() == nil
 }
 

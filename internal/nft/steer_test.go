@@ -49,7 +49,7 @@ func steered(t testing.TB) *machine {
 		}
 	}
 	m.nft("own", `add table inet probe
-		add chain inet probe pre { type filter hook prerouting priority -200; }
+		add chain inet probe pre { type filter hook prerouting priority -350; }
 		add rule inet probe pre meta mark set 1`)
 	return m
 }

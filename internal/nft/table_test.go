@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,17 +56,21 @@ func everything() nft.Change {
 			match("0.0.0.0/0", "172.16.103.0/24"):     blue,
 			match("fd00:1::5/128", "fd00:2::/64"):     red,
 			match("::/0", "fd00:3::/64"):              {Mark: 0xffffffff, Mask: 0xffffffff},
+			match("10.244.1.7/32", "172.16.101.0/24"): {Mark: 0x300, Mask: 0xff00, Zone: 17603},
+			match("10.244.1.8/32", "172.16.101.0/24"): {Refuse: true},
 		},
+		AddZones: map[string]uint16{"vpx-red": 17601, "vpx-0123456789a": 17603, "vpx-green": 17603},
 	}
 }
 
 func contentsOf(ch nft.Change, implied ...nft.Peer) nft.Contents {
-	return nft.Contents{Peers: peers(append(implied, ch.AddPeers...)...), Steers: ch.AddSteers}
+	return nft.Contents{Peers: peers(append(implied, ch.AddPeers...)...), Steers: ch.AddSteers, Zones: ch.AddZones}
 }
 
 var comparers = []cmp.Option{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmp.Comparer(func(a, b map[string]uint16) bool { return maps.Equal(a, b) }),
 }
 
 func (m *machine) expect(ts *nft.Tables, netns string, want nft.Contents) {
@@ -134,15 +140,16 @@ func TestTableGoesWithItsLastElement(t *testing.T) {
 	for s := range all.AddSteers {
 		steers = append(steers, s)
 	}
-	m.apply(ts, "", nft.Change{DeleteSteers: steers})
+	zones := slices.Collect(maps.Keys(all.AddZones))
+	m.apply(ts, "", nft.Change{DeleteSteers: steers, DeleteZones: zones})
 	m.expect(ts, "", nft.Contents{Peers: peers(endpoint, keyed, keyed0, unkeyed, other, nft.Peer{Local: other.Local})})
-	if out := m.nft("own", "list table inet "+nft.TableName); strings.Contains(out, "steer4") || strings.Contains(out, "mark_") {
+	if out := m.nft("own", "list table inet "+nft.TableName); strings.Contains(out, "steer4") || strings.Contains(out, "mark_") || strings.Contains(out, "zone") || strings.Contains(out, "refuse") {
 		t.Fatalf("maps or chains stay behind:\n%s", out)
 	}
 	m.apply(ts, "", nft.Change{DeletePeers: []nft.Peer{keyed, keyed0, unkeyed, other, {Local: other.Local}}})
 	// An endpoint outlives its peers.
 	m.expect(ts, "", nft.Contents{Peers: peers(endpoint)})
-	absent := nft.Change{DeletePeers: []nft.Peer{keyed, unkeyed}, DeleteSteers: steers}
+	absent := nft.Change{DeletePeers: []nft.Peer{keyed, unkeyed}, DeleteSteers: steers, DeleteZones: zones}
 	m.apply(ts, "", absent)
 	m.expect(ts, "", nft.Contents{Peers: peers(endpoint)})
 	m.apply(ts, "", nft.Change{DeletePeers: []nft.Peer{endpoint}})

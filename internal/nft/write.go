@@ -48,8 +48,7 @@ func (c *conn) rebuild(tx transaction) error {
 	c.AddTable(table())
 	c.addCounters(counterNames, tx.have.objects)
 	elems := tx.want.elements()
-	steerMaps, marks := tx.want.parts()
-	sk := newSkeleton(steerMaps, marks)
+	sk := newSkeleton(tx.want.parts())
 	if err := c.addSets(sk, slices.Collect(maps.Keys(sk.sets))); err != nil {
 		return err
 	}
@@ -63,14 +62,14 @@ func (c *conn) rebuild(tx transaction) error {
 // goes before it.
 func (c *conn) edit(tx transaction) error {
 	have, elems := tx.have, tx.want.elements()
-	steerMaps, marks := tx.want.parts()
+	needed := tx.want.parts()
 	if tx.addOnly {
-		steerMaps, marks = union(have.steerMaps, steerMaps), union(have.marks, marks)
+		needed = have.parts.union(needed)
 	}
-	want := newSkeleton(steerMaps, marks)
+	want := newSkeleton(needed)
 
 	if replaces(have.elements, elems) {
-		if err := c.addMarks(want, have); err != nil {
+		if err := c.addTargets(want, have); err != nil {
 			return err
 		}
 	}
@@ -110,13 +109,14 @@ func (c *conn) edit(tx transaction) error {
 	return nil
 }
 
-// addMarks adds mark chains in a transaction before that of the elements. A
+// addTargets adds mark and zone chains in a transaction before that of the elements. A
 // packet that began its way through the rules before a commit sees the chains
 // as they were, but the elements as they are: a chain that came with its element
 // would be empty to it, and the packet unmarked.
-func (c *conn) addMarks(want skeleton, have *state) error {
+func (c *conn) addTargets(want skeleton, have *state) error {
 	for _, name := range missing(have.chains, want.chains) {
-		if _, ok := parseMarkChain(name); ok {
+		_, marks := parseMarkChain(name)
+		if _, zones := parseZoneChain(name); marks || zones {
 			c.addChains(want, []string{name})
 			c.addRules(want, []string{name})
 			have.chains[name] = actualChain{}
@@ -137,14 +137,24 @@ func replaces(have, want map[string]elements) bool {
 	return false
 }
 
-// parts returns the steering maps and the marks that the contents need.
-func (c Contents) parts() ([]steerMap, []Mark) {
-	steerMaps, marks := map[steerMap]struct{}{}, map[Mark]struct{}{}
+// parts returns what the contents need.
+func (c Contents) parts() parts {
+	steerMaps, marks, zones := map[steerMap]struct{}{}, map[Mark]struct{}{}, map[uint16]struct{}{}
 	for match, mark := range c.Steers {
 		steerMaps[match.steerMap()] = struct{}{}
 		marks[mark] = struct{}{}
 	}
-	return slices.Collect(maps.Keys(steerMaps)), slices.Collect(maps.Keys(marks))
+	for _, zone := range c.Zones {
+		zones[zone] = struct{}{}
+	}
+	return parts{
+		maps: slices.Collect(maps.Keys(steerMaps)), marks: slices.Collect(maps.Keys(marks)),
+		zones: slices.Collect(maps.Keys(zones)), links: len(zones) > 0,
+	}
+}
+
+func (p parts) union(q parts) parts {
+	return parts{maps: union(p.maps, q.maps), marks: union(p.marks, q.marks), zones: union(p.zones, q.zones), links: p.links || q.links}
 }
 
 func union[T comparable](a, b []T) []T {
@@ -186,7 +196,7 @@ func (c *conn) flushChains(names []string) {
 func (c *conn) addSets(sk skeleton, names []string) error {
 	for _, name := range names {
 		def := sk.sets[name]
-		set := &nftables.Set{Table: table(), Name: name, KeyType: def.key, Concatenation: def.key.Name != typeAddr4.Name}
+		set := &nftables.Set{Table: table(), Name: name, KeyType: def.key, Concatenation: def.concatenated()}
 		if def.verdict {
 			set.IsMap, set.DataType = true, nftables.TypeVerdict
 		}

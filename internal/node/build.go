@@ -30,6 +30,7 @@ type KindsOptions struct {
 	Backend        string        // of address translation: auto, iptables or nftables
 	IPTables       string        // auto, nft or legacy
 	NeighborAge    time.Duration // see tunnel.ResponderOptions
+	Senders        *nft.Senders  // may be nil
 	Log            *slog.Logger
 }
 
@@ -43,7 +44,8 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 	if err != nil {
 		return Kinds{}, err
 	}
-	tables := nft.New(o.Log, nft.Options{})
+	tables := nft.New(o.Log, nft.Options{Senders: o.Senders})
+	steers := route.NewSteers(tables, o.Host)
 	table := &tunnel.Table{}
 	k := Kinds{
 		Namespaces: tunnel.NewNamespaces(o.Host),
@@ -58,7 +60,9 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		Nexthops:   route.NewNexthops(o.Host),
 		Routes:     route.NewRoutes(o.Host),
 		Rules:      route.NewRules(o.Host),
-		Steers:     route.NewSteers(tables, o.Host),
+		Steers:     steers,
+		Exchange:   steers.Exchange,
+		Close:      tables.Close,
 
 		hosts:     table,
 		responder: tunnel.NewResponder(tunnel.ResponderOptions{Host: o.Host, Resolver: table, Age: o.NeighborAge, Log: o.Log}),
@@ -162,7 +166,7 @@ func Cleanup(ctx context.Context, o KindsOptions, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	loop, err := reconcile.New(reconcile.Config[desired.State]{Stages: kinds.stages(), Log: o.Log})
+	loop, err := reconcile.New(reconcile.Config[desired.State]{Stages: kinds.stages(func(s desired.State) map[desired.SteerKey]desired.Steer { return s.Steers }), Log: o.Log})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ type facts struct {
 	stale map[string]bool
 	// groups is how flows can be spread; nil: not found out yet.
 	groups *plan.Hashing
+	links  map[string]bool // of the agent's own namespace, by name
 }
 
 func newFacts(h kernel.Host) *facts {
@@ -55,6 +56,7 @@ func (f *facts) observe(ctx context.Context, underlay netip.Addr) (plan.Facts, e
 	if err != nil {
 		return out, fmt.Errorf("list addresses: %w", err)
 	}
+	f.see(links)
 	out.Interfaces = interfaces("", links, addresses)
 	out.ForeignTunnels = foreignTunnels(links)
 	if l, ok := holder(links, addresses, underlay); ok {
@@ -68,6 +70,24 @@ func (f *facts) observe(ctx context.Context, underlay netip.Addr) (plan.Facts, e
 	inside, err := f.namespaces(ctx)
 	out.Interfaces = append(out.Interfaces, inside...)
 	return out, err
+}
+
+func (f *facts) see(links []kernel.Link) {
+	names := make(map[string]bool, len(links))
+	for _, l := range links {
+		names[l.Name] = true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.links = names
+}
+
+// hasLink tells whether the agent's own namespace had a link when it was
+// observed last.
+func (f *facts) hasLink(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.links[name]
 }
 
 func (f *facts) namespaces(ctx context.Context) ([]plan.Interface, error) {

@@ -28,6 +28,12 @@ type Kinds struct {
 	// Paths are what is announced by BGP; nil in static mode.
 	Paths reconcile.Kind[desired.PathKey, desired.Path]
 
+	// Exchange writes steers at once and beside the engine; see
+	// route.Steers.Exchange.
+	Exchange func(ctx context.Context, remove, add map[desired.SteerKey]desired.Steer) error
+	// Close releases what Exchange keeps open.
+	Close func() error
+
 	// NATDrifted tells, cheaply, whether address translation may have
 	// changed since it was asked last. Nil where the kernel has events.
 	NATDrifted func(context.Context) bool
@@ -53,13 +59,15 @@ func (k Kinds) resolve(s desired.State) {
 
 // stages puts the kinds in the order in which they are made; breaking goes in
 // reverse. Filters come before what they guard, steering after everything that
-// it leads to.
-func (k Kinds) stages() []reconcile.Stage[desired.State] {
+// it leads to. steered is what is steered at a desired state, from one moment to
+// the next.
+func (k Kinds) stages(steered func(desired.State) map[desired.SteerKey]desired.Steer) []reconcile.Stage[desired.State] {
 	type state = desired.State
 	const (
 		namespaces, natName, peers, links, enis, egress = "namespaces", "nat", "peers", "links", "enis", "egress"
 		addresses, neighbors, sysctls, routes, rules    = "addresses", "neighbors", "sysctls", "routes", "rules"
 		nexthops, steers                                = "nexthops", "steers"
+		refusals                                        = "refusals" // never wait for a path: they stand in for one
 	)
 	// A namespace is a unit: what fails in one holds nothing back in
 	// another. The empty group would concern them all.
@@ -98,15 +106,14 @@ func (k Kinds) stages() []reconcile.Stage[desired.State] {
 		reconcile.NewStage(k.Routes, func(s state) map[desired.RouteKey]desired.Route { return s.Routes },
 			func(r desired.RouteKey, v desired.Route) string {
 				if v.Type == desired.Unreachable {
-					return "refusals" // never wait for a path: they stand in for one
+					return refusals
 				}
 				return inside(r.Netns)
 			}, reconcile.Requires(natName)),
 		reconcile.NewStage(k.Rules, func(s state) map[desired.RuleKey]desired.Rule { return s.Rules },
-			func(r desired.RuleKey, _ desired.Rule) string { return inside(r.Netns) }),
-		reconcile.NewStage(k.Steers, func(s state) map[desired.SteerKey]desired.Steer { return s.Steers },
-			func(n desired.SteerKey, _ desired.Steer) string { return inside(n.Netns) },
-			reconcile.Requires(rules)),
+			func(desired.RuleKey, desired.Rule) string { return refusals }, reconcile.Requires(routes)),
+		reconcile.NewLiveStage(k.Steers, steered,
+			func(desired.SteerKey, desired.Steer) string { return refusals }, reconcile.Requires(rules)),
 	}
 	if k.Paths == nil {
 		return all

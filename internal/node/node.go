@@ -40,6 +40,7 @@ type Options struct {
 	Refresh  time.Duration // between full looks; 0: the engine's default
 	Log      *slog.Logger
 	Observer reconcile.Observer // may be nil
+	Bindings BindingOptions
 	// Changed, if not nil, is called after every plan and every pass.
 	Changed func()
 	// Elections, if not nil, is told what each plan takes part in. It must not
@@ -55,6 +56,10 @@ type Node struct {
 	facts *facts
 	loop  *reconcile.Loop[desired.State]
 	wake  chan struct{} // buffered, 1: plan anew
+
+	bindings *bindings
+	sweeps   chan struct{} // buffered, 1: look for flows to end
+	unswept  bool          // no sweep has been asked for; of the loop's goroutine
 
 	mu         sync.Mutex
 	set        *intent.Set // nil before the first
@@ -75,9 +80,16 @@ type Node struct {
 
 // New returns a Node that Run starts.
 func New(opts Options) (*Node, error) {
-	n := &Node{opts: opts, facts: newFacts(opts.Host), wake: make(chan struct{}, 1), watching: map[string]bool{}, totals: map[string]Totals{}}
+	n := &Node{
+		opts: opts, facts: newFacts(opts.Host), wake: make(chan struct{}, 1), watching: map[string]bool{}, totals: map[string]Totals{},
+		sweeps: make(chan struct{}, 1), unswept: true,
+	}
+	var err error
+	if n.bindings, err = newBindings(opts.Bindings, opts.Kinds.Exchange, opts.Log); err != nil {
+		return nil, err
+	}
 	loop, err := reconcile.New(reconcile.Config[desired.State]{
-		Stages:   opts.Kinds.stages(),
+		Stages:   opts.Kinds.stages(n.bindings.steers),
 		Gate:     n.watched,
 		Log:      opts.Log,
 		Observer: observers{opts.Observer, n},
@@ -137,6 +149,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	tasks.Go(func() { n.planner(ctx, &tasks) })
 	tasks.Go(func() { n.poll(ctx) })
+	if opts := n.opts.Bindings; opts.Store != nil {
+		tasks.Go(func() { n.sweep(ctx) })
+	}
 	if r := n.opts.Kinds.responder; r != nil {
 		tasks.Go(func() { r.Run(ctx) })
 	}
@@ -150,6 +165,8 @@ func (n *Node) planner(ctx context.Context, tasks *sync.WaitGroup) {
 		var again <-chan time.Time
 		if err := n.plan(ctx, tasks); err != nil {
 			again = time.After(observeRetry)
+		} else if wait, ok := n.bindings.expiry(time.Now()); ok {
+			again = time.After(wait)
 		}
 		select {
 		case <-ctx.Done():
@@ -171,6 +188,7 @@ func (n *Node) plan(ctx context.Context, tasks *sync.WaitGroup) error {
 	if self := set.Node(n.opts.Name); self != nil {
 		underlay = self.Spec.UnderlayAddress
 	}
+	bound := n.bindings.list()
 	seen, err := n.facts.observe(ctx, underlay)
 	if err != nil {
 		n.fail(ctx, fmt.Errorf("facts: %w", err))
@@ -181,6 +199,8 @@ func (n *Node) plan(ctx context.Context, tasks *sync.WaitGroup) error {
 		n.fail(ctx, fmt.Errorf("facts: %w", err))
 		return err
 	}
+	n.prune(ctx, bound, tasks)
+	seen.Used = n.bindings.used(time.Now())
 	n.followNamespaces(ctx, tasks)
 	n.take(set, seen.Interfaces, plan.Build(n.opts.Name, set, seen, n.opts.Plan))
 	return nil
@@ -207,7 +227,10 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 	n.leave(p)
 	if n.planned == nil || !reflect.DeepEqual(n.current.State, p.State) {
 		n.opts.Kinds.resolve(p.State) // before the loop, which judges answers by it
-		n.gen = n.loop.SetDesired(p.State)
+		n.bindings.take(p.State, func() uint64 {
+			n.gen = n.loop.SetDesired(p.State)
+			return n.gen
+		})
 	}
 	n.current, n.planned, n.interfaces = p, set, interfaces
 	n.mu.Unlock()
@@ -344,6 +367,7 @@ func (n *Node) ObservePass(p reconcile.Pass) {
 	n.count(p)
 	n.findBroken()
 	n.survey()
+	n.swept(p)
 	if p.Writes() > 0 {
 		n.replan()
 	}

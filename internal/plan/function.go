@@ -19,19 +19,19 @@ func (b *builder) function(attachments []*intent.Attachment) {
 	if !tunnel.IsValid() {
 		b.problem(nil, "node %s has no tunnel address yet; without a controller set spec.tunnelAddress", b.self.ObjectName())
 	}
-	slots := slots(attachments, slotCount(b.cfg.MarkMask))
+	slots := slots(attachments, b.cfg.slots())
 	mtu := 0
 	for _, a := range attachments {
 		slot, ok := slots[a.ObjectName()]
-		if !ok && a.EffectiveScope() == intent.ScopePods {
-			b.problem(a, "no packet mark is free: the mark mask %#x has room for %d attachments", b.cfg.MarkMask, slotCount(b.cfg.MarkMask))
-			continue
+		if a.EffectiveScope() == intent.ScopePods {
+			b.state.Ways[a.ObjectName()] = desired.Way{CIDRs: a.Spec.CIDRs, Steer: desired.Steer{Refuse: true}}
+			if !ok {
+				b.problem(a, "no packet mark is free: steering.markMask %#x and steering.zoneBase %d have room for %d attachments", b.cfg.MarkMask, b.cfg.ZoneBase, b.cfg.slots())
+				continue
+			}
 		}
 		b.footprint(a, slot)
-		if a.EffectiveScope() == intent.ScopePods {
-			b.steer(a, slot)
-		}
-		if m := b.carry(a, slot, tunnel); m > 0 && (mtu == 0 || m < mtu) {
+		if m := b.prepare(a, slot, tunnel); m > 0 && (mtu == 0 || m < mtu) {
 			mtu = m
 		}
 	}
@@ -40,6 +40,21 @@ func (b *builder) function(attachments []*intent.Attachment) {
 	if tunnel.IsValid() {
 		b.state.NAT[desired.NATKey{}] = hostNAT(tunnel, mtu)
 	}
+}
+
+// prepare plans what an attachment needs of a function host, as far as it is
+// in use or wanted to be ready, and returns the MTU of its path, or 0.
+func (b *builder) prepare(a *intent.Attachment, slot uint32, tunnel netip.Addr) int {
+	if a.EffectiveScope() == intent.ScopePods {
+		if len(a.Spec.Pods) == 0 && !a.Spec.Prewarm && !b.facts.Used[a.ObjectName()] {
+			if _, keyed, ok := b.key(a); ok {
+				return b.mtu(keyed)
+			}
+			return 0
+		}
+		b.steer(a, slot)
+	}
+	return b.carry(a, slot, tunnel)
 }
 
 // hostNAT hides pods behind the tunnel address and admits only answers from
@@ -62,6 +77,7 @@ func (b *builder) footprint(a *intent.Attachment, slot uint32) {
 		CIDRs: a.Spec.CIDRs, HostWide: a.EffectiveScope() == intent.ScopeHost, Keyed: keyed, Key: key, Table: mainTable}
 	if a.EffectiveScope() == intent.ScopePods {
 		f.Table = b.cfg.TableBase + slot
+		f.Steers = append(f.Steers, zoneOf(a))
 		for _, src := range a.Spec.Pods {
 			for _, dst := range a.Spec.CIDRs {
 				f.Steers = append(f.Steers, desired.SteerKey{Src: src, Dst: dst})
@@ -72,17 +88,26 @@ func (b *builder) footprint(a *intent.Attachment, slot uint32) {
 }
 
 // steer sends the attachment's pods to its table, where what has no path is
-// unreachable. It does not wait for the path: a pod without one is refused.
+// unreachable. It does not wait for the path: a pod without one is refused. What
+// comes back by the tunnel is tracked in the zone of what went there.
 func (b *builder) steer(a *intent.Attachment, slot uint32) {
-	mark, table := spread(slot+1, b.cfg.MarkMask), b.cfg.TableBase+slot
+	mark, table, zone := spread(slot+1, b.cfg.MarkMask), b.cfg.TableBase+slot, b.cfg.ZoneBase+uint16(slot) //nolint:gosec // Config.slots bounds it
 	b.state.Rules[desired.RuleKey{Priority: b.cfg.RulePriority, Mark: mark, Mask: b.cfg.MarkMask, Table: table}] = desired.Rule{}
 	b.state.Routes[desired.RouteKey{Table: table, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Metric: lastMetric}] =
 		desired.Route{Type: desired.Unreachable}
+	b.state.Steers[zoneOf(a)] = desired.Steer{Zone: zone}
+	steer := desired.Steer{Mark: mark, Mask: b.cfg.MarkMask, Zone: zone}
+	b.state.Ways[a.ObjectName()] = desired.Way{CIDRs: a.Spec.CIDRs, Steer: steer}
 	for _, src := range a.Spec.Pods {
 		for _, dst := range a.Spec.CIDRs {
-			b.state.Steers[desired.SteerKey{Src: src, Dst: dst}] = desired.Steer{Mark: mark, Mask: b.cfg.MarkMask}
+			b.state.Steers[desired.SteerKey{Src: src, Dst: dst}] = steer
 		}
 	}
+}
+
+// zoneOf is the attachment's tunnel as the origin of packets.
+func zoneOf(a *intent.Attachment) desired.SteerKey {
+	return desired.SteerKey{Link: desired.LinkPrefix + ID(a.ObjectName())}
 }
 
 // carry plans the path to the attachment's proxies and returns its MTU, or 0 if

@@ -9,6 +9,7 @@ package plan
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -45,6 +46,9 @@ type Facts struct {
 	Broken map[string]bool
 	// Hashing is how the kernel can spread flows.
 	Hashing Hashing
+	// Used names the attachments that pods of this function host are bound to,
+	// or are about to be, or were a moment ago.
+	Used map[string]bool
 }
 
 // Interface is a link that could be an ENI.
@@ -80,6 +84,19 @@ type Config struct {
 	// IdleSeconds is how long a flow is silent before it may move to a group
 	// that has joined; 0 is DefaultIdleSeconds.
 	IdleSeconds uint32
+	// ZoneBase is added to an attachment's slot to give its conntrack zone.
+	ZoneBase uint16
+}
+
+// slots is how many attachments a function host can tell apart by mark and by
+// conntrack zone.
+func (c Config) slots() uint32 {
+	return min(slotCount(c.MarkMask), math.MaxUint16-uint32(c.ZoneBase)+1)
+}
+
+// Zones returns the first and the last conntrack zone that is ours.
+func (c Config) Zones() (first, last uint16) {
+	return c.ZoneBase, c.ZoneBase + uint16(c.slots()-1) //nolint:gosec // slots bounds it
 }
 
 // Neighbors says when neighbor entries are made.

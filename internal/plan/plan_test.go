@@ -21,7 +21,7 @@ func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func key(k uint32) *uint32         { return &k }
 
-var testConfig = Config{MarkMask: 0x3fff, RulePriority: 17600, TableBase: 17600000}
+var testConfig = Config{MarkMask: 0x3fff, RulePriority: 17600, TableBase: 17600000, ZoneBase: 17600}
 
 func node(name, underlay, tunnel string, roles ...intent.Role) *intent.Node {
 	n := &intent.Node{Metadata: intent.Metadata{Name: name}, Spec: intent.NodeSpec{Roles: roles, UnderlayAddress: addr(underlay)}}
@@ -190,7 +190,7 @@ func TestBuildProblems(t *testing.T) {
 			edit: func(s *intent.Set) { s.Nodes = s.Nodes[:1] },
 			want: "its proxy proxy has not registered yet",
 			check: func(t *testing.T, s desired.State) {
-				if len(s.Steers) != 5 || len(s.Rules) != 2 || len(s.Links) != 0 {
+				if len(s.Steers) != 7 || len(s.Rules) != 2 || len(s.Links) != 0 {
 					t.Errorf("want steers, rules and no link, got %d, %d, %d", len(s.Steers), len(s.Rules), len(s.Links))
 				}
 			},

@@ -130,6 +130,14 @@ func (l *Loop[S]) Status() Status {
 	return s
 }
 
+// Passed returns a channel that is closed when the next pass has ended and
+// Status tells of it.
+func (l *Loop[S]) Passed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.passed
+}
+
 // Converged says whether the last pass applied the given generation, or a later
 // one, and found or made everything as wanted.
 func (l *Loop[S]) Converged(gen uint64) bool {

@@ -68,8 +68,21 @@ type Stage[S any] struct {
 // Requires holds things back, such as the namespace; an object of group ""
 // concerns every group, and a nil func puts all objects there.
 func NewStage[S any, K comparable, V any](kind Kind[K, V], want func(S) map[K]V, group func(K, V) string, opts ...Option) Stage[S] {
+	return newStage(kind, want, group, false, opts)
+}
+
+// NewLiveStage is NewStage for objects that are wanted beyond what a desired
+// state says: want is asked anew after every List, on the loop's goroutine,
+// with the desired state that the loop is at. Whoever changes the answer between two passes
+// either gives a Hint, or writes the object at once and beside the loop: then
+// the Kind must keep the loop from undoing it on the strength of an older list.
+func NewLiveStage[S any, K comparable, V any](kind Kind[K, V], want func(S) map[K]V, group func(K, V) string, opts ...Option) Stage[S] {
+	return newStage(kind, want, group, true, opts)
+}
+
+func newStage[S any, K comparable, V any](kind Kind[K, V], want func(S) map[K]V, group func(K, V) string, live bool, opts []Option) Stage[S] {
 	return Stage[S]{make: func() stage[S] {
-		t := &typed[S, K, V]{kind: kind, sel: want, group: group, pending: map[K]*pending{}, equal: equality[V]()}
+		t := &typed[S, K, V]{kind: kind, sel: want, live: live, group: group, pending: map[K]*pending{}, equal: equality[V]()}
 		t.b.name = kind.Name()
 		t.b.stale = true
 		t.batch, _ = kind.(Batcher[K, V])

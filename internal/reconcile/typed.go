@@ -22,9 +22,11 @@ type typed[S any, K comparable, V any] struct {
 	conflicts Conflicter[K, V] // nil if the Kind has none
 	scoped    Scoped[K, V]     // nil if the Kind lists all
 	sel       func(S) map[K]V
+	live      bool // sel is asked after every list
 	group     func(K, V) string
 	equal     func(a, b V) bool
 
+	state   S // the desired state that want is of
 	want    map[K]V
 	have    map[K]V
 	changes []change[K, V]
@@ -34,9 +36,18 @@ type typed[S any, K comparable, V any] struct {
 func (t *typed[S, K, V]) base() *base { return &t.b }
 
 func (t *typed[S, K, V]) desire(s S) {
+	t.state = s
+	if t.adopt(t.sel(s)) {
+		t.b.stale, t.b.wantChanged = true, true
+		t.b.listNext = time.Time{}
+	}
+}
+
+// adopt takes over what is wanted and tells whether that is something else.
+func (t *typed[S, K, V]) adopt(want map[K]V) (changed bool) {
 	old := t.want
-	t.want = t.sel(s)
-	changed := len(old) != len(t.want)
+	t.want = want
+	changed = len(old) != len(t.want)
 	for k, w := range t.want {
 		if o, ok := old[k]; !ok || !t.equal(o, w) {
 			changed = true
@@ -49,10 +60,7 @@ func (t *typed[S, K, V]) desire(s S) {
 			delete(t.pending, k)
 		}
 	}
-	if changed {
-		t.b.stale, t.b.wantChanged = true, true
-		t.b.listNext = time.Time{}
-	}
+	return changed
 }
 
 func (t *typed[S, K, V]) list(ctx context.Context, p *pass) error {
@@ -64,6 +72,9 @@ func (t *typed[S, K, V]) list(ctx context.Context, p *pass) error {
 	if err != nil {
 		t.have, t.changes = nil, nil
 		return err
+	}
+	if t.live && t.adopt(t.sel(t.state)) {
+		t.b.wantChanged = true
 	}
 	t.have = have
 	t.changes = compare(t.kind, t.want, have)

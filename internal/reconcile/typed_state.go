@@ -123,6 +123,9 @@ func (t *typed[S, K, V]) plan(ctx context.Context, s S) (first, makes, breaks []
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("list %s: %w", t.b.name, err)
 	}
+	if t.live {
+		want = t.sel(s)
+	}
 	dry := &typed[S, K, V]{b: base{name: t.b.name}, kind: t.kind, conflicts: t.conflicts, want: want, have: have}
 	doomed := map[K]bool{}
 	changes := compare(t.kind, want, have)

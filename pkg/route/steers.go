@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync"
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/nft"
@@ -16,6 +17,7 @@ import (
 type SteerTable interface {
 	Load(ctx context.Context, netns string) (nft.Contents, error)
 	Apply(ctx context.Context, netns string, ch nft.Change) error
+	Exchange(ctx context.Context, remove, add map[nft.Match]nft.Mark) (done bool, err error)
 }
 
 // SteerNamespaces lists the network namespaces of the machine by name.
@@ -33,9 +35,19 @@ type SteerNamespaces interface {
 // else did.
 //
 // Lists open every namespace of ours, which takes about 0.1 ms each.
+//
+// Beside the methods of the Kind, which the engine calls, [Steers.Exchange]
+// may be called at any time.
 type Steers struct {
 	table      SteerTable
 	namespaces SteerNamespaces
+
+	mu sync.Mutex
+	// exchanged is what Exchange has written since the last List began, a zero
+	// Steer being a deletion. What the engine makes of an older list does not
+	// concern these.
+	exchanged map[desired.SteerKey]desired.Steer
+	uses      uses // as of the last List, and of what was written since
 }
 
 var (
@@ -53,6 +65,9 @@ func (*Steers) Name() string { return "steers" }
 
 // List implements [reconcile.Kind].
 func (s *Steers) List(ctx context.Context) (map[desired.SteerKey]desired.Steer, error) {
+	s.mu.Lock()
+	s.exchanged = map[desired.SteerKey]desired.Steer{}
+	s.mu.Unlock()
 	names, err := s.namespaces.Namespaces(ctx)
 	if err != nil {
 		return nil, err
@@ -73,9 +88,13 @@ func (s *Steers) List(ctx context.Context) (map[desired.SteerKey]desired.Steer, 
 			continue
 		}
 		for m, mark := range c.Steers {
-			steers[desired.SteerKey{Netns: netns, Src: m.Src, Dst: m.Dst}] = desired.Steer{Mark: mark.Mark, Mask: mark.Mask}
+			steers[desired.SteerKey{Netns: netns, Src: m.Src, Dst: m.Dst}] = steerOf(mark)
+		}
+		for link, zone := range c.Zones {
+			steers[desired.SteerKey{Netns: netns, Link: link}] = desired.Steer{Zone: zone}
 		}
 	}
+	s.takeOver(steers)
 	return steers, nil
 }
 
@@ -84,7 +103,14 @@ func (*Steers) Diff(want, have desired.Steer) string {
 	if want == have {
 		return ""
 	}
-	return fmt.Sprintf("mark %#x/%#x, want %#x/%#x", have.Mark, have.Mask, want.Mark, want.Mask)
+	return steerText(have) + ", want " + steerText(want)
+}
+
+func steerText(s desired.Steer) string {
+	if s.Refuse {
+		return "refused"
+	}
+	return fmt.Sprintf("mark %#x/%#x zone %d", s.Mark, s.Mask, s.Zone)
 }
 
 // Upsert implements [reconcile.Kind].
@@ -100,31 +126,57 @@ func (s *Steers) Delete(ctx context.Context, k desired.SteerKey, have desired.St
 // UpsertBatch implements [reconcile.Batcher]: one transaction a namespace, of
 // all its items that are valid.
 func (s *Steers) UpsertBatch(ctx context.Context, items []reconcile.Item[desired.SteerKey, desired.Steer]) []error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	errs := make([]error, len(items))
-	for netns, indexes := range steersByNamespace(items) {
-		ch := nft.Change{AddSteers: map[nft.Match]nft.Mark{}}
+	for netns, indexes := range s.byNamespace(items) {
+		ch := nft.Change{AddSteers: map[nft.Match]nft.Mark{}, AddZones: map[string]uint16{}}
 		var valid []int
 		for _, i := range indexes {
-			match := nft.Match{Src: items[i].Key.Src, Dst: items[i].Key.Dst}
-			mark := nft.Mark{Mark: items[i].Value.Mark, Mask: items[i].Value.Mask}
-			if errs[i] = errors.Join(match.Validate(), mark.Validate()); errs[i] == nil {
+			if errs[i] = addSteer(&ch, items[i].Key, items[i].Value); errs[i] == nil {
 				valid = append(valid, i)
-				ch.AddSteers[match] = mark
 			}
 		}
 		if len(valid) > 0 {
-			failSteers(errs, valid, s.table.Apply(ctx, netns, ch))
+			err := s.table.Apply(ctx, netns, ch)
+			failSteers(errs, valid, err)
+			if err == nil && netns == "" {
+				s.uses.add(ch.AddSteers, 1)
+			}
 		}
 	}
 	return errs
 }
 
+// addSteer adds an object to a change, or returns why it cannot be written.
+func addSteer(ch *nft.Change, k desired.SteerKey, v desired.Steer) error {
+	if k.Link != "" {
+		if err := nft.ValidateZone(k.Link, v.Zone); err != nil {
+			return err
+		}
+		ch.AddZones[k.Link] = v.Zone
+		return nil
+	}
+	match, mark := nft.Match{Src: k.Src, Dst: k.Dst}, markOf(v)
+	if err := errors.Join(match.Validate(), mark.Validate()); err != nil {
+		return err
+	}
+	ch.AddSteers[match] = mark
+	return nil
+}
+
 // DeleteBatch implements [reconcile.Batcher]: one transaction a namespace.
 func (s *Steers) DeleteBatch(ctx context.Context, items []reconcile.Item[desired.SteerKey, desired.Steer]) []error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	errs := make([]error, len(items))
-	for netns, indexes := range steersByNamespace(items) {
+	for netns, indexes := range s.byNamespace(items) {
 		var ch nft.Change
 		for _, i := range indexes {
+			if link := items[i].Key.Link; link != "" {
+				ch.DeleteZones = append(ch.DeleteZones, link)
+				continue
+			}
 			ch.DeleteSteers = append(ch.DeleteSteers, nft.Match{Src: items[i].Key.Src, Dst: items[i].Key.Dst})
 		}
 		err := s.table.Apply(ctx, netns, ch)
@@ -135,11 +187,14 @@ func (s *Steers) DeleteBatch(ctx context.Context, items []reconcile.Item[desired
 	return errs
 }
 
-// steersByNamespace returns the indexes of items by namespace.
-func steersByNamespace(items []reconcile.Item[desired.SteerKey, desired.Steer]) map[string][]int {
+// byNamespace returns the indexes of items by namespace, without those that
+// Exchange has overtaken: they are as they should be. It needs s.mu.
+func (s *Steers) byNamespace(items []reconcile.Item[desired.SteerKey, desired.Steer]) map[string][]int {
 	indexes := map[string][]int{}
 	for i, item := range items {
-		indexes[item.Key.Netns] = append(indexes[item.Key.Netns], i)
+		if _, overtaken := s.exchanged[item.Key]; !overtaken {
+			indexes[item.Key.Netns] = append(indexes[item.Key.Netns], i)
+		}
 	}
 	return indexes
 }

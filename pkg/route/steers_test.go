@@ -45,6 +45,7 @@ func expectSteers(t *testing.T, s *route.Steers, want steerSet) {
 var (
 	onePod = desired.SteerKey{Src: prefix("10.244.1.5/32"), Dst: prefix("172.16.101.0/24")}
 	anyPod = desired.SteerKey{Src: prefix("0.0.0.0/0"), Dst: prefix("172.16.101.0/24")}
+	tunnel = desired.SteerKey{Link: "vpx-red"}
 	pods6  = desired.SteerKey{Netns: "vpx-a", Src: prefix("fd00:1::/64"), Dst: prefix("fd00:2::/64")}
 	first  = desired.Steer{Mark: 0x100, Mask: 0xff00}
 	second = desired.Steer{Mark: 0x200, Mask: 0xff00}
@@ -53,6 +54,10 @@ var (
 func TestSteers(t *testing.T) {
 	m, s := newSteers(t)
 	expectSteers(t, s, steerSet{})
+	zone := desired.Steer{Zone: 17601}
+	ok(t, s.Upsert(t.Context(), tunnel, zone))
+	expectSteers(t, s, steerSet{tunnel: zone})
+	ok(t, s.Delete(t.Context(), tunnel, zone))
 	want := steerSet{onePod: first, anyPod: second, pods6: first}
 	ok(t, s.UpsertBatch(t.Context(), steerItems(want))...)
 	expectSteers(t, s, want)
@@ -125,7 +130,10 @@ func (b brokenTable) Load(context.Context, string) (nft.Contents, error) {
 	return nft.Contents{}, b.err
 }
 func (b brokenTable) Apply(context.Context, string, nft.Change) error { return b.err }
-func (b brokenTable) Namespaces(context.Context) ([]string, error)    { return []string{"vpx-a"}, nil }
+func (b brokenTable) Exchange(context.Context, map[nft.Match]nft.Mark, map[nft.Match]nft.Mark) (bool, error) {
+	return false, b.err
+}
+func (b brokenTable) Namespaces(context.Context) ([]string, error) { return []string{"vpx-a"}, nil }
 
 func TestSteersUnderFailure(t *testing.T) {
 	b := brokenTable{errors.New("no buffer space available")}
