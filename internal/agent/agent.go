@@ -33,6 +33,7 @@ type Agent struct {
 	log     *slog.Logger
 	version string
 	tasks   []Task
+	wedged  func() string // nil without a node
 	close   []func() error
 }
 
@@ -77,7 +78,7 @@ func (a *Agent) build(ctx context.Context) error {
 		}
 	}
 	if a.cfg.Metrics.Address != "" {
-		a.tasks = append(a.tasks, m.server(a.cfg.Metrics.Address))
+		a.tasks = append(a.tasks, m.server(a.cfg.Metrics.Address, health{tasks: func() []Task { return a.tasks }, wedged: a.wedged}))
 	}
 	return nil
 }

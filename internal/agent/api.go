@@ -32,6 +32,7 @@ func (t *nodeTask) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle(vpcproxyv1alpha1connect.NewNodeServiceHandler(t, transport.HandlerOptions()))
 	mux.Handle(vpcproxyv1alpha1connect.NewBindServiceHandler(t, transport.HandlerOptions()))
+	mux.Handle(vpcproxyv1alpha1connect.NewKubernetesServiceHandler(t, transport.HandlerOptions()))
 	return transport.Serve(ctx, mux, t.log, t.socket)
 }
 
@@ -72,6 +73,9 @@ func (t *nodeTask) nodeReport() *apiv1.NodeReport {
 	r.Groups = t.groupReports()
 	for _, p := range s.Problems {
 		r.Problems = append(r.Problems, p.String())
+	}
+	if t.kube != nil {
+		r.Problems = append(r.Problems, t.kube.Problems()...)
 	}
 	if s.Problem != "" {
 		r.Problems = append(r.Problems, s.Problem)

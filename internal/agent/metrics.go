@@ -100,11 +100,14 @@ func (m *metrics) bound(op string, start time.Time, err error) {
 	m.binds.WithLabelValues(op, outcome).Observe(time.Since(start).Seconds())
 }
 
+// gauge adds a number that is read when it is asked for.
+func (m *metrics) gauge(name, help string, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+}
+
 // follow adds what is read from the node when it is asked for.
 func (m *metrics) follow(t *nodeTask) {
-	gauge := func(name, help string, value func() float64) {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
-	}
+	gauge := m.gauge
 	if t.elections != nil {
 		m.registry.MustRegister(electionMetrics{t.elections}, t.sessions)
 	}
@@ -179,15 +182,16 @@ func (m *metrics) neighbors(t *nodeTask) {
 	}, func() float64 { return float64(t.node.Neighbors().Present) }))
 }
 
-// metricsServer serves /metrics.
+// metricsServer serves /metrics, /livez and /readyz.
 type metricsServer struct {
 	address string
 	handler http.Handler
 	ready   chan struct{}
 }
 
-func (m *metrics) server(address string) *metricsServer {
+func (m *metrics) server(address string, h health) *metricsServer {
 	mux := http.NewServeMux()
+	h.register(mux)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry}))
 	return &metricsServer{address: address, handler: mux, ready: make(chan struct{})}
 }

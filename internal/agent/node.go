@@ -20,6 +20,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/flow"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/kube"
 	"github.com/vpcproxy/vpcproxy/internal/meter"
 	"github.com/vpcproxy/vpcproxy/internal/nft"
 	"github.com/vpcproxy/vpcproxy/internal/node"
@@ -51,6 +52,7 @@ type nodeTask struct {
 	socket  *transport.Listener
 	masq    *ipmasq.Follower // nil without nat.masq.config
 	metrics *metrics
+	kube    *kube.Follower // nil without kubernetes.node
 	// elections is nil without the role proxy, as are sessions.
 	elections *election.Manager
 	sessions  *sessions
@@ -143,7 +145,8 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		return err
 	}
 	a.tasks = append(a.tasks, t)
-	return nil
+	a.wedged = t.wedged
+	return a.buildKubernetes(t, m)
 }
 
 // choose makes the source that the configuration names.

@@ -43,6 +43,7 @@ type Config struct {
 	BGP             BGP
 	Reconcile       Reconcile
 	HA              HA
+	Kubernetes      Kubernetes
 	Log             Log
 	Metrics         Metrics
 
@@ -134,6 +135,12 @@ type HA struct {
 
 // Off is the value of a key that switches something off.
 const Off = "off"
+
+// Kubernetes is about following the pods of a Kubernetes node.
+type Kubernetes struct {
+	Node       string // "": not followed
+	Kubeconfig string // "": as the pod that the agent is in
+}
 
 // Log is about log lines, which go to standard error.
 type Log struct {

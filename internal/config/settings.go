@@ -121,6 +121,11 @@ var settings = []setting{
 	{"ha.sessionAge", "500ms", "How old a connection is before it is replicated, counted from when it is established. Shorter ones end in a failover, and cost their proxies next to nothing. Role proxy.",
 		duration(func(c *Config) *time.Duration { return &c.HA.SessionAge })},
 
+	{"kubernetes.node", "", "Name of this machine's Node in Kubernetes. Its pods are bound to the attachments that their annotation vpcproxy.io/attachment names, or their namespace's. Left out, Kubernetes is not followed. Role function.",
+		text("name", func(c *Config) *string { return &c.Kubernetes.Node })},
+	{"kubernetes.kubeconfig", "", "Kubeconfig file to connect with. Left out, the agent uses the service account of the pod that it is in.",
+		text("path", func(c *Config) *string { return &c.Kubernetes.Kubeconfig })},
+
 	{"log.level", "info", "Least severe log lines to write: debug, info, warn or error.",
 		level(func(c *Config) *slog.Level { return &c.Log.Level })},
 	{"log.format", "text", "Form of log lines: text or json.",

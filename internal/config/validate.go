@@ -213,6 +213,7 @@ func (c *checker) paths() {
 		{"etcd.directory", c.Etcd.Directory, false, false},
 		{"etcd.tls.directory", c.Etcd.TLS.Directory, false, false},
 		{"stateDirectory", c.StateDirectory, true, false},
+		{"kubernetes.kubeconfig", c.Kubernetes.Kubeconfig, false, false},
 		{"sysctlDirectory", c.SysctlDirectory, true, false},
 		{"nat.masq.config", c.NAT.Masq.Config, false, false},
 		{"socket", c.Socket, true, true},
@@ -257,6 +258,12 @@ func (c *checker) rest() {
 		c.fail("nat.masq.config", "is left out, so that nat.masq.ipv6 and nat.masq.allReserved do nothing; name ip-masq-agent's configuration file")
 	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
 		c.fail("nat.masq.config", "is for the role function; leave it out")
+	}
+	switch k := c.Kubernetes; {
+	case k.Node == "" && k.Kubeconfig != "":
+		c.fail("kubernetes.node", "is left out, so that kubernetes.kubeconfig does nothing; name this machine's Node")
+	case k.Node != "" && !c.HasRole(intent.RoleFunction):
+		c.fail("kubernetes.node", "is for the role function; leave it out")
 	}
 	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"bgp.mode", c.BGP.Mode}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
 		if e.value == "" {

@@ -5,18 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-)
 
-// Annotation names, on a pod, the attachments that it uses, separated by commas.
-// On a namespace it is the default of that namespace's pods, which an empty
-// value on a pod overrides.
-const Annotation = "vpcproxy.io/attachment"
-
-// How the owners of bindings begin that follow pods' annotations; others, such
-// as an operator's, are left alone.
-const (
-	OwnerPod = "kubernetes/" // bound by a Follower; the pod's UID follows
-	OwnerCNI = "cni/"        // bound by the CNI plugin before the pod started
+	"github.com/vpcproxy/vpcproxy/internal/kube/names"
 )
 
 // Pod is what matters of a pod of this node.
@@ -47,14 +37,14 @@ type Change struct {
 
 // parseNames reads an annotation's value.
 func parseNames(s string) []string {
-	var names []string
+	var list []string
 	for n := range strings.SplitSeq(s, ",") {
-		if n = strings.TrimSpace(n); n != "" && !slices.Contains(names, n) {
-			names = append(names, n)
+		if n = strings.TrimSpace(n); n != "" && !slices.Contains(list, n) {
+			list = append(list, n)
 		}
 	}
-	slices.Sort(names)
-	return names
+	slices.Sort(list)
+	return list
 }
 
 // attachments returns those that a pod should have.
@@ -83,7 +73,7 @@ func changes(pods []Pod, defaults map[string]string, bound []Bound) []Change {
 	var out []Change
 	for _, b := range bound {
 		have[b.Address] = b
-		if byAddress[b.Address] == nil && strings.HasPrefix(b.Owner, OwnerPod) {
+		if byAddress[b.Address] == nil && strings.HasPrefix(b.Owner, names.OwnerPod) {
 			out = append(out, Change{Bound: Bound{Address: b.Address, Owner: b.Owner}})
 		}
 	}
@@ -99,14 +89,14 @@ func changes(pods []Pod, defaults map[string]string, bound []Bound) []Change {
 }
 
 func change(a netip.Addr, p *Pod, want []string, have Bound) (Change, bool) {
-	ours := strings.HasPrefix(have.Owner, OwnerPod)
-	follows := ours || strings.HasPrefix(have.Owner, OwnerCNI)
+	ours := strings.HasPrefix(have.Owner, names.OwnerPod)
+	follows := ours || strings.HasPrefix(have.Owner, names.OwnerCNI)
 	if have.Address.IsValid() && !follows {
 		return Change{}, false
 	}
 	c := Change{Bound: Bound{Address: a, Attachments: want, Interface: have.Interface, Owner: have.Owner}, Pod: p.Namespace + "/" + p.Name}
 	if !have.Address.IsValid() || ours {
-		c.Owner = OwnerPod + p.UID
+		c.Owner = names.OwnerPod + p.UID
 	}
 	if len(want) == 0 {
 		c.Owner = have.Owner

@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/vpcproxy/vpcproxy/internal/kube/names"
 )
 
 // newClient connects with a kubeconfig file, or as the pod that we are in.
@@ -61,15 +63,15 @@ func slimNamespace(o any) (any, error) {
 
 func slimMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	s := metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp}
-	if v, ok := m.Annotations[Annotation]; ok {
-		s.Annotations = map[string]string{Annotation: v}
+	if v, ok := m.Annotations[names.Annotation]; ok {
+		s.Annotations = map[string]string{names.Annotation: v}
 	}
 	return s
 }
 
 func podOf(p *corev1.Pod) Pod {
 	out := Pod{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Created: p.CreationTimestamp.UnixNano()}
-	if v, ok := p.Annotations[Annotation]; ok {
+	if v, ok := p.Annotations[names.Annotation]; ok {
 		out.Annotation = &v
 	}
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {

@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/vpcproxy/vpcproxy/internal/kube/names"
 )
 
 const (
@@ -258,8 +260,8 @@ func (f *Follower) known() []Pod {
 func (f *Follower) defaults() map[string]string {
 	out := map[string]string{}
 	for _, o := range f.namespaces.GetStore().List() {
-		if n, ok := o.(*corev1.Namespace); ok && n.Annotations[Annotation] != "" {
-			out[n.Name] = n.Annotations[Annotation]
+		if n, ok := o.(*corev1.Namespace); ok && n.Annotations[names.Annotation] != "" {
+			out[n.Name] = n.Annotations[names.Annotation]
 		}
 	}
 	return out
@@ -287,13 +289,13 @@ func (f *Follower) Attachments(ctx context.Context, namespace, name, uid string,
 	}
 	o, ok, err := f.namespaces.GetStore().GetByKey(namespace)
 	if n, isNamespace := o.(*corev1.Namespace); err == nil && ok && isNamespace {
-		return attachments(nil, n.Annotations[Annotation]), nil
+		return attachments(nil, n.Annotations[names.Annotation]), nil
 	}
 	n := &corev1.Namespace{}
 	if err := f.client.Get().Resource("namespaces").Name(namespace).Do(ctx).Into(n); err != nil {
 		return nil, fmt.Errorf("namespace %s: %w", namespace, err)
 	}
-	return attachments(nil, n.Annotations[Annotation]), nil
+	return attachments(nil, n.Annotations[names.Annotation]), nil
 }
 
 func (f *Follower) pod(ctx context.Context, namespace, name, uid string) (Pod, error) {
