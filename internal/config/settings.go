@@ -130,7 +130,7 @@ var settings = []setting{
 		level(func(c *Config) *slog.Level { return &c.Log.Level })},
 	{"log.format", "text", "Form of log lines: text or json.",
 		enum(func(c *Config) *string { return &c.Log.Format }, "text", "json")},
-	{"metrics.address", "", "Address at which Prometheus finds /metrics, such as 127.0.0.1:9464. Left out, there is none.",
+	{"metrics.address", "", "Address at which Prometheus finds /metrics, and probes find /livez and /readyz, such as 127.0.0.1:9464. Left out, there is none.",
 		text("host:port", func(c *Config) *string { return &c.Metrics.Address })},
 }
 

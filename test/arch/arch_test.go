@@ -73,9 +73,11 @@ var only = []struct {
 	{"go.etcd.io/etcd", []string{"internal/store"}, "the controller speaks to a store, not to etcd"},
 	{"os/exec", []string{"pkg/nat/iptables", "test/"},
 		"a fork costs more than a thousand netlink messages; only iptables has no other interface"},
+	{"k8s.io", []string{"internal/kube", "test/"}, "one place knows the API machinery, which is large"},
+	{"github.com/containernetworking/cni", []string{"internal/cni", "cmd/", "test/"}, "the plugin is a client of the agent's, and nothing else speaks CNI"},
 	{"github.com/spf13/viper", []string{"internal/config"}, "one place knows how keys are split and lower-cased"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/config", "cmd/"}, "commands are built in the CLI"},
-	{"connectrpc.com/connect", []string{"internal/api", "internal/agent", "internal/cli", "internal/controller", "internal/source", "cmd/"},
+	{"connectrpc.com/connect", []string{"internal/api", "internal/agent", "internal/cli", "internal/cni", "internal/controller", "internal/source", "cmd/"},
 		"the engine and the kernel packages know no API"},
 }
 
@@ -130,6 +132,8 @@ var forbidden = []struct {
 	{"internal/cli", "internal/kernel", "the CLI asks; only the agent touches the kernel"},
 	{"internal/cli", "internal/store", "the CLI speaks the API"},
 	{"internal/kernel", "internal/desired", "the kernel package knows no intent"},
+	{"internal/cni", "internal/node", "the plugin asks; only the agent touches the kernel"},
+	{"internal/cni", "internal/kernel", "the plugin asks; only the agent touches the kernel"},
 	{"internal/node", "internal/api", "the node knows no API: the agent translates"},
 }
 
