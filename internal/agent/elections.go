@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -15,7 +16,9 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/node"
 	"github.com/vpcproxy/vpcproxy/pkg/ha"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/notify"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vip"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
 )
 
 // buildElections makes what a proxy elects with, and has the node tell it.
@@ -27,7 +30,7 @@ func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
 	}
 	wire := vip.NewEthernet(host)
 	a.close = append(a.close, host.Close, wire.Close)
-	t.elections = election.New(election.Options{
+	options := election.Options{
 		Host: host, Wire: wire, Health: t.health, Log: a.log,
 		Changed: func(groups []election.Group) {
 			t.sessions.follow(groups)
@@ -36,9 +39,52 @@ func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
 			}
 			t.report()
 		},
-	})
+	}
+	if err := a.electionPrograms(t, &options); err != nil {
+		return err
+	}
+	t.elections = election.New(options)
 	o.Elections, o.Hinted = t.elections.SetElections, t.elections.Hint
 	return nil
+}
+
+// How long a program may take before it is killed: one that is told, and one
+// that waits for a cloud.
+const notifyTimeout, claimTimeout = 10 * time.Second, 30 * time.Second
+
+// electionPrograms adds what the configuration says of keys and programs.
+func (a *Agent) electionPrograms(t *nodeTask, o *election.Options) (err error) {
+	cfg := a.cfg.HA
+	if cfg.Keys != "" {
+		if o.Keys, o.SendKey, err = vrrp.ReadKeys(cfg.Keys); err != nil {
+			return fmt.Errorf("ha.keys: %w", err)
+		}
+		o.AuthOptional = cfg.Authentication == "optional"
+	}
+	if cfg.Notify != "" {
+		t.notify = notify.NewHook(cfg.Notify, notifyTimeout, a.log)
+		o.Notify = func(group string, s ha.State, priority uint8) { t.notify.Tell(group, notify.State(s), priority) }
+	}
+	if cfg.Claim != "" {
+		o.Driver = func(group string, priority func() uint8) vip.Driver {
+			return &notify.Driver{Program: cfg.Claim, Instance: group, Timeout: claimTimeout, Priority: priority}
+		}
+	}
+	return nil
+}
+
+// runElections runs the elections, and what tells of them until they are over.
+func (t *nodeTask) runElections(ctx context.Context) error {
+	if t.notify == nil {
+		return t.elections.Run(ctx)
+	}
+	telling, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var told sync.WaitGroup
+	told.Go(func() { t.notify.Run(telling) })
+	err := t.elections.Run(ctx)
+	cancel()
+	told.Wait()
+	return err
 }
 
 // health tells the elections how the rest of the agent is.

@@ -27,6 +27,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/pki"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/source"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/notify"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/ipmasq"
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
 )
@@ -55,6 +56,7 @@ type nodeTask struct {
 	kube    *kube.Follower // nil without kubernetes.node
 	// elections is nil without the role proxy, as are sessions.
 	elections *election.Manager
+	notify    *notify.Hook // nil without ha.notify
 	sessions  *sessions
 	meter     *meter.Meter // nil without metrics
 	routing   *routing     // nil in static mode
@@ -221,7 +223,7 @@ func (t *nodeTask) Run(ctx context.Context) error {
 		run(t.masq.Run)
 	}
 	if t.elections != nil {
-		run(t.elections.Run)
+		run(t.runElections)
 		run(t.sessions.Run)
 	}
 	if t.meter != nil {

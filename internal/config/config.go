@@ -131,6 +131,11 @@ type HA struct {
 	// SessionListen is where the others get this one's sessions; Off: nowhere.
 	SessionListen string
 	SessionAge    time.Duration
+
+	Keys           string // file; "": adverts are not authenticated
+	Authentication string // required or optional
+	Notify         string // program; "": none
+	Claim          string // program; "": the network follows ARP
 }
 
 // Off is the value of a key that switches something off.

@@ -66,7 +66,7 @@ stateDirectory: /var/lib/v
 nat: {iptables: legacy}
 steering: {markMask: 0xff0000, rulePriority: 100, tableBase: 5000}
 reconcile: {refresh: 1m}
-ha: {sessionListen: "10.0.0.1:7", sessionAge: 2s}
+ha: {sessionListen: "10.0.0.1:7", sessionAge: 2s, keys: /etc/k, authentication: optional, notify: /bin/n, claim: /bin/c}
 zone: zone-a
 bgp: {mode: client, asn: 4200000000, port: 1179, address: 192.168.80.9, reflectors: [192.168.4.9], gracefulRestart: 1m, hops: 2}
 log: {level: debug, format: json}
@@ -86,7 +86,7 @@ func TestFile(t *testing.T) {
 		PodCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:1::/64")},
 		Controller: Controller{Address: "https://controller:9443", Socket: "/run/vpcproxy/controller.sock"},
 		Etcd:       Etcd{Directory: "/var/lib/v/etcd"},
-		HA:         HA{"10.0.0.1:7", 2 * time.Second},
+		HA:         HA{"10.0.0.1:7", 2 * time.Second, "/etc/k", "optional", "/bin/n", "/bin/c"},
 		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v", SysctlDirectory: "/proc/sys",
 		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000, 17600}, Reconcile: Reconcile{time.Minute}, Bind: Bind{time.Minute},
 		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},

@@ -63,6 +63,7 @@ func (c *Config) validate() error {
 	k.bgp()
 	k.zones()
 	k.paths()
+	k.elections()
 	k.rest()
 	return errors.Join(k.errs...)
 }
@@ -121,6 +122,14 @@ func (c *checker) intentSource() {
 		c.fail("tunnel.pool", "is empty; give a CIDR such as %s", intent.DefaultPool)
 	} else if p.Addr().BitLen()-p.Bits() < 2 {
 		c.fail("tunnel.pool", "%s has no room; give a range such as %s", p, intent.DefaultPool)
+	}
+}
+
+func (c *checker) elections() {
+	for _, p := range []struct{ key, path string }{{"ha.keys", c.HA.Keys}, {"ha.notify", c.HA.Notify}, {"ha.claim", c.HA.Claim}} {
+		if p.path != "" && !filepath.IsAbs(p.path) {
+			c.fail(p.key, "%q is not an absolute path", p.path)
+		}
 	}
 }
 
@@ -259,6 +268,7 @@ func (c *checker) rest() {
 	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
 		c.fail("nat.masq.config", "is for the role function; leave it out")
 	}
+<<<<<<< HEAD
 	switch k := c.Kubernetes; {
 	case k.Node == "" && k.Kubeconfig != "":
 		c.fail("kubernetes.node", "is left out, so that kubernetes.kubeconfig does nothing; name this machine's Node")
@@ -266,6 +276,9 @@ func (c *checker) rest() {
 		c.fail("kubernetes.node", "is for the role function; leave it out")
 	}
 	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"bgp.mode", c.BGP.Mode}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
+=======
+	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"bgp.mode", c.BGP.Mode}, {"ha.authentication", c.HA.Authentication}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
+>>>>>>> 3fcbcf5 (agent: keys that authenticate adverts, programs that are told of roles or claim HaVips)
 		if e.value == "" {
 			c.fail(e.key, "is empty; leave it out for the default")
 		}

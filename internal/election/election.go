@@ -23,6 +23,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/pkg/ha"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vip"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
 )
 
 // ErrUnknown is for a group that this node takes no part in.
@@ -52,7 +53,14 @@ type Options struct {
 	Health func() Health // must not block
 	// Driver returns what tells the outside of a group's HaVips; nil, or nil
 	// returned: the network follows ARP.
-	Driver func(group string) vip.Driver
+	Driver func(group string, priority func() uint8) vip.Driver
+	// Notify, if not nil, hears of every change of role. It must not block.
+	Notify func(group string, s ha.State, priority uint8)
+	// Keys, if any, authenticate adverts; SendKey is the id of the one to send
+	// with. With AuthOptional, adverts without authentication are taken, too.
+	Keys         vrrp.Keys
+	SendKey      uint8
+	AuthOptional bool
 	// Changed, if not nil, hears of all groups whenever the role in one of
 	// them, or what belongs to it, has changed. It is called from one
 	// goroutine at a time, and must not block.

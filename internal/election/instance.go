@@ -18,6 +18,10 @@ import (
 // planned for the first time.
 const trackReady = "ready"
 
+// freshness is how far the clocks of a group's proxies may be apart when one of
+// them starts, if adverts are authenticated.
+const freshness = time.Minute
+
 // instance is one election under way.
 type instance struct {
 	name  string // of the group
@@ -103,11 +107,11 @@ func addressesOf(e desired.Election) []vip.Address {
 
 // start begins an election.
 func (m *Manager) start(ctx context.Context, e desired.Election, index int) (*instance, error) {
+	i := &instance{name: e.Group, since: time.Now(), index: index, election: e, done: make(chan struct{}), enis: map[string]sight{}, tracks: map[string]bool{}}
 	var driver vip.Driver
 	if m.opts.Driver != nil {
-		driver = m.opts.Driver(e.Group)
+		driver = m.opts.Driver(e.Group, func() uint8 { return i.node.Status().Priority })
 	}
-	i := &instance{name: e.Group, since: time.Now(), index: index, election: e, done: make(chan struct{}), enis: map[string]sight{}, tracks: map[string]bool{}}
 	i.set = vip.NewSet(vip.Options{Group: e.Group, Host: m.opts.Host, Wire: m.opts.Wire, Driver: driver, Log: m.opts.Log})
 	i.set.Replace(ctx, addressesOf(e))
 	transport, err := m.opts.Transport(e)
@@ -120,11 +124,15 @@ func (m *Manager) start(ctx context.Context, e desired.Election, index int) (*in
 	}
 	i.node, err = ha.NewNode(ha.NodeConfig{
 		Instance: configOf(e), Checksum: form, Transport: transport, Mover: i.set, Log: m.opts.Log,
-		Observers: []ha.Observer{func(context.Context, string, ha.Change) {
+		Keys: m.opts.Keys, SendKey: m.opts.SendKey, AuthOptional: m.opts.AuthOptional, Freshness: freshness,
+		Observers: []ha.Observer{func(_ context.Context, _ string, c ha.Change) {
 			i.mu.Lock()
 			i.since = time.Now()
 			i.mu.Unlock()
 			kick(m.tell)
+			if m.opts.Notify != nil {
+				m.opts.Notify(e.Group, c.To, i.node.Status().Priority)
+			}
 		}},
 	})
 	if err != nil {
