@@ -268,17 +268,13 @@ func (c *checker) rest() {
 	} else if m.Config != "" && !c.HasRole(intent.RoleFunction) {
 		c.fail("nat.masq.config", "is for the role function; leave it out")
 	}
-<<<<<<< HEAD
 	switch k := c.Kubernetes; {
 	case k.Node == "" && k.Kubeconfig != "":
 		c.fail("kubernetes.node", "is left out, so that kubernetes.kubeconfig does nothing; name this machine's Node")
 	case k.Node != "" && !c.HasRole(intent.RoleFunction):
 		c.fail("kubernetes.node", "is for the role function; leave it out")
 	}
-	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"bgp.mode", c.BGP.Mode}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
-=======
 	for _, e := range []struct{ key, value string }{{"nat.backend", c.NAT.Backend}, {"nat.iptables", c.NAT.IPTables}, {"bgp.mode", c.BGP.Mode}, {"ha.authentication", c.HA.Authentication}, {"log.format", c.Log.Format}, {"tunnel.neighbors", c.Tunnel.Neighbors}} {
->>>>>>> 3fcbcf5 (agent: keys that authenticate adverts, programs that are told of roles or claim HaVips)
 		if e.value == "" {
 			c.fail(e.key, "is empty; leave it out for the default")
 		}
