@@ -14,6 +14,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/config"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/node"
+	"github.com/vpcproxy/vpcproxy/internal/pki"
 )
 
 // Task is a part of the agent that runs until its context ends.
@@ -34,6 +35,8 @@ type Agent struct {
 	version string
 	tasks   []Task
 	wedged  func() string // nil without a node
+	metrics *metrics
+	creds   *pki.Credentials // nil before credentials
 	close   []func() error
 }
 
@@ -60,8 +63,9 @@ func (a *Agent) build(ctx context.Context) error {
 	}
 	a.close = append(a.close, unlock)
 	m := newMetrics(a.version)
+	a.metrics = m
 	if a.cfg.HasRole(intent.RoleController) {
-		c, err := newController(a.cfg, a.version, a.log)
+		c, err := newController(a.cfg, a.credentials, a.version, a.log)
 		if err != nil {
 			return fmt.Errorf("controller: %w", err)
 		}
@@ -81,6 +85,20 @@ func (a *Agent) build(ctx context.Context) error {
 		a.tasks = append(a.tasks, m.server(a.cfg.Metrics.Address, health{tasks: func() []Task { return a.tasks }, wedged: a.wedged}))
 	}
 	return nil
+}
+
+// credentials loads the node's certificate, once for all that need it.
+func (a *Agent) credentials() (*pki.Credentials, error) {
+	if a.creds != nil {
+		return a.creds, nil
+	}
+	c, err := pki.Load(a.cfg.TLS.Directory, a.log)
+	if err != nil {
+		return nil, fmt.Errorf("tls.directory: %w", err)
+	}
+	a.creds = c
+	a.metrics.certificate(c)
+	return c, nil
 }
 
 // Close releases what New opened. Run must have returned.

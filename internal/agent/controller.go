@@ -14,7 +14,7 @@ import (
 )
 
 // newController makes the task of the role controller.
-func newController(cfg *config.Config, version string, log *slog.Logger) (Task, error) {
+func newController(cfg *config.Config, load func() (*pki.Credentials, error), version string, log *slog.Logger) (Task, error) {
 	socket, err := transport.ParseAddress("unix://" + cfg.Controller.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("controller.socket: %w", err)
@@ -28,8 +28,8 @@ func newController(cfg *config.Config, version string, log *slog.Logger) (Task, 
 			return nil, fmt.Errorf("controller.listen: %w", err)
 		}
 		listen = append(listen, tcp)
-		if creds, err = pki.Load(cfg.TLS.Directory, log); err != nil {
-			return nil, fmt.Errorf("tls.directory: %w", err)
+		if creds, err = load(); err != nil {
+			return nil, err
 		}
 	}
 	return controller.New(

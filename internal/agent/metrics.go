@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/vpcproxy/vpcproxy/internal/pki"
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
 	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
@@ -72,22 +73,17 @@ func (m *metrics) ObservePass(p reconcile.Pass) {
 	for cause := range strings.SplitSeq(p.Cause.String(), "+") {
 		m.passes.WithLabelValues(cause).Inc()
 	}
+	// Zeros too: a counter that appears with its first event has no increase.
 	for _, k := range p.Kinds {
 		for op, n := range map[reconcile.Op]int{reconcile.Create: k.Created, reconcile.Repair: k.Repaired, reconcile.Delete: k.Deleted} {
-			if n > 0 {
-				m.writes.WithLabelValues(k.Name, op.String()).Add(float64(n))
-			}
+			m.writes.WithLabelValues(k.Name, op.String()).Add(float64(n))
 		}
-		if k.Drift > 0 {
-			m.drift.WithLabelValues(k.Name).Add(float64(k.Drift))
-		}
+		m.drift.WithLabelValues(k.Name).Add(float64(k.Drift))
 		failed := k.Failed
 		if k.ListErr != nil {
 			failed++
 		}
-		if failed > 0 {
-			m.failures.WithLabelValues(k.Name).Add(float64(failed))
-		}
+		m.failures.WithLabelValues(k.Name).Add(float64(failed))
 	}
 }
 
@@ -128,14 +124,16 @@ func (m *metrics) follow(t *nodeTask) {
 	})
 	m.registry.MustRegister(&readyCollector{task: t, desc: prometheus.NewDesc("vpcproxy_attachment_ready",
 		"1 if this node's part in an attachment is in place.", []string{"attachment", "role"}, nil)})
-	if t.credentials != nil {
-		gauge("vpcproxy_certificate_expiry_timestamp_seconds", "When the certificate in use expires.", func() float64 {
-			return float64(t.credentials.Expires().Unix())
-		})
-	}
 	if t.meter != nil {
 		m.registry.MustRegister(newTrafficCollector(t.meter))
 	}
+}
+
+// certificate tells when credentials expire.
+func (m *metrics) certificate(c *pki.Credentials) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "vpcproxy_certificate_expiry_timestamp_seconds", Help: "When the certificate in use expires.",
+	}, func() float64 { return float64(c.Expires().Unix()) }))
 }
 
 // readyCollector tells which attachments are in place.

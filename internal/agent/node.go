@@ -60,8 +60,6 @@ type nodeTask struct {
 	sessions  *sessions
 	meter     *meter.Meter // nil without metrics
 	routing   *routing     // nil in static mode
-
-	credentials *pki.Credentials // nil on a unix socket, and without a controller
 }
 
 // buildNode adds the task that keeps this machine's kernel.
@@ -100,7 +98,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		options.Plan.BGP, options.Plan.IdleSeconds = &t.routing.peering.BGP, uint32(a.cfg.BGP.FlowIdle/time.Second)
 	}
 	if a.cfg.HasRole(intent.RoleProxy) {
-		if t.sessions, err = newSessions(ctx, a.cfg, a.log); err != nil {
+		if t.sessions, err = newSessions(ctx, a.cfg, a.credentials, a.log); err != nil {
 			return err
 		}
 		a.close = append(a.close, t.sessions.Close)
@@ -127,7 +125,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		}
 	}
 	t.gate = source.NewGate(filepath.Join(a.cfg.StateDirectory, "intent.json"), a.log, accept)
-	if err := t.choose(); err != nil {
+	if err := t.choose(a.credentials); err != nil {
 		return err
 	}
 	if q := a.cfg.NAT.Masq; q.Config != "" {
@@ -152,7 +150,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 }
 
 // choose makes the source that the configuration names.
-func (t *nodeTask) choose() error {
+func (t *nodeTask) choose(load func() (*pki.Credentials, error)) error {
 	if t.cfg.Intent.Directory != "" {
 		t.source = source.NewDirectory(t.cfg.Intent.Directory, t.cfg.Tunnel.Pool, t.gate, t.log)
 		return nil
@@ -161,12 +159,13 @@ func (t *nodeTask) choose() error {
 	if err != nil {
 		return fmt.Errorf("controller.address: %w", err)
 	}
+	var creds *pki.Credentials
 	if !address.IsUnix() {
-		if t.credentials, err = pki.Load(t.cfg.TLS.Directory, t.log); err != nil {
-			return fmt.Errorf("tls.directory: %w", err)
+		if creds, err = load(); err != nil {
+			return err
 		}
 	}
-	client, err := transport.NewClient(address, t.credentials)
+	client, err := transport.NewClient(address, creds)
 	if err != nil {
 		return err
 	}

@@ -31,22 +31,23 @@ type sessions struct {
 
 // newSessions opens the listener. Without certificates there is none: static
 // intent needs them for nothing else, and a group that needs them says so.
-func newSessions(ctx context.Context, cfg *config.Config, log *slog.Logger) (*sessions, error) {
+func newSessions(ctx context.Context, cfg *config.Config, load func() (*pki.Credentials, error), log *slog.Logger) (*sessions, error) {
 	s := &sessions{log: log}
 	if cfg.HA.SessionListen == config.Off {
 		s.why = "ha.sessionListen is off"
 		return s, nil
 	}
-	creds, err := pki.Load(cfg.TLS.Directory, log)
-	switch {
-	case cfg.TLS.Directory == "":
+	if cfg.TLS.Directory == "" {
 		s.why = "tls.directory is empty; issue a bundle for each proxy with `vpcproxyctl pki issue`, and restart the agents"
 		return s, nil
+	}
+	creds, err := load()
+	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		s.why = fmt.Sprintf("%v (tls.directory); issue a bundle for each proxy with `vpcproxyctl pki issue`, and restart the agents", err)
+		s.why = fmt.Sprintf("%v; issue a bundle for each proxy with `vpcproxyctl pki issue`, and restart the agents", err)
 		return s, nil
 	case err != nil:
-		return nil, fmt.Errorf("tls.directory: %w", err)
+		return nil, err
 	}
 	s.manager, err = session.Listen(ctx, session.Options{
 		Listen:       cfg.HA.SessionListen,

@@ -41,6 +41,13 @@ func (p *pair) down() time.Duration { return 4 * p.interval }
 func newPair(t *testing.T, interval time.Duration) *pair {
 	t.Helper()
 	p := &pair{world: newWorld(t, pairLayout), interval: interval}
+	p.begin(t)
+	return p
+}
+
+// begin writes the intent and starts all agents.
+func (p *pair) begin(t *testing.T) {
+	t.Helper()
 	p.group(t)
 	for i, vpc := range []string{"red", "blue"} {
 		p.put(t, vpc, p.movable(vpc, uint32(redKey+i), p.Hosts[0].Pods[i]))
@@ -49,7 +56,6 @@ func newPair(t *testing.T, interval time.Duration) *pair {
 	p.settle(t)
 	p.outer, p.inner = p.ask(t, p.Router, "proxies", outerVip), p.ask(t, p.VPCs["red"].Machine, "subnet", innerVip)
 	p.activeOn(t, 0)
-	return p
 }
 
 // group writes the group's manifest, with more lines: proxy1 has priority 200.

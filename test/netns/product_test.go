@@ -27,6 +27,7 @@ type world struct {
 	*testLab
 	intent string // the directory
 	daemon string // the built vpcproxyd
+	config string // what every agent's configuration has besides; NODE is its node's name
 	agents map[string]*agent
 }
 
@@ -139,7 +140,7 @@ func (w *world) start(t *testing.T) {
 // configuration.
 func (w *world) startAgent(t *testing.T, m *topo.Machine, role string, extra ...string) *agent {
 	t.Helper()
-	lines := append([]string{"roles: [" + role + "]", "intent: {directory: " + w.intent + "}"}, extra...)
+	lines := append([]string{"roles: [" + role + "]", "intent: {directory: " + w.intent + "}", strings.ReplaceAll(w.config, "NODE", m.Name)}, extra...)
 	return w.startConfigured(t, m, lines...)
 }
 
