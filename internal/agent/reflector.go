@@ -3,12 +3,19 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net/http"
 	"sync"
+
+	"github.com/vpcproxy/vpcproxy/internal/api/transport"
+	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
 )
 
 // reflectorTask is the role reflector on a machine that does nothing else.
 type reflectorTask struct {
 	routing *routing
+	socket  *transport.Listener
+	log     *slog.Logger
 	ready   chan struct{}
 }
 
@@ -18,7 +25,15 @@ func (a *Agent) buildReflector(ctx context.Context, m *metrics) error {
 		return err
 	}
 	m.routing(r)
-	a.tasks = append(a.tasks, &reflectorTask{routing: r, ready: make(chan struct{})})
+	address, err := transport.ParseAddress("unix://" + a.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	socket, err := transport.Listen(ctx, address, nil, a.log)
+	if err != nil {
+		return err
+	}
+	a.tasks = append(a.tasks, &reflectorTask{routing: r, socket: socket, log: a.log, ready: make(chan struct{})})
 	return nil
 }
 
@@ -49,6 +64,11 @@ func (t *reflectorTask) Run(ctx context.Context) error {
 	}
 	t.routing.start(ctx, run)
 	run(t.routing.follow)
+	run(func(ctx context.Context) error {
+		mux := http.NewServeMux()
+		mux.Handle(vpcproxyv1alpha1connect.NewNodeServiceHandler(bgpOnly{routing: t.routing}, transport.HandlerOptions()))
+		return transport.Serve(ctx, mux, t.log, t.socket)
+	})
 	if ctx.Err() == nil {
 		close(t.ready)
 	}

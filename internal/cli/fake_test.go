@@ -160,6 +160,14 @@ type fakeNode struct {
 	status *apiv1.NodeStatusResponse
 	plan   *apiv1.PlanResponse
 	resync *apiv1.ResyncResponse
+	bgp    *apiv1.BGPResponse
+}
+
+func (f *fakeNode) BGP(_ context.Context, req *connect.Request[apiv1.BGPRequest]) (*connect.Response[apiv1.BGPResponse], error) {
+	if req.Msg.GetPrefix() == "10.9.9.9" {
+		return connect.NewResponse(&apiv1.BGPResponse{}), nil
+	}
+	return connect.NewResponse(f.bgp), nil
 }
 
 func (f *fakeNode) NodeStatus(context.Context, *connect.Request[apiv1.NodeStatusRequest]) (*connect.Response[apiv1.NodeStatusResponse], error) {
@@ -290,6 +298,7 @@ func newFakeNode() *fakeNode {
 			},
 		},
 		resync: &apiv1.ResyncResponse{Changed: 2},
+		bgp:    newFakeBGP(),
 	}
 }
 

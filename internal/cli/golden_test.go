@@ -44,6 +44,7 @@ func TestOutput(t *testing.T) {
 		"describe node host-a", "describe node proxy-a",
 		"status", "status -o json", "status -o yaml",
 		"plan", "plan -o json", "resync",
+		"bgp peers", "bgp peers -o json", "bgp paths", "bgp paths -o wide", "bgp paths -o json", "bgp explain 172.16.101.5", "bgp explain 10.9.9.9",
 		"controller confirm-removal",
 		attachOrders, attachOrders + " -o wide", attachOrders + " -o json", attachOrders + " -o yaml", attachOrders + " --dry-run",
 		"detach orders", "detach orders --dry-run", "delete group blue", "delete node host-b",

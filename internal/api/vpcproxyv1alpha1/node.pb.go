@@ -544,6 +544,474 @@ func (x *ResyncResponse) GetErrors() []string {
 	return nil
 }
 
+type BGPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // paths and routes that overlap it; "": all
+	PeersOnly     bool                   `protobuf:"varint,2,opt,name=peers_only,json=peersOnly,proto3" json:"peers_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BGPRequest) Reset() {
+	*x = BGPRequest{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BGPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BGPRequest) ProtoMessage() {}
+
+func (x *BGPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BGPRequest.ProtoReflect.Descriptor instead.
+func (*BGPRequest) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *BGPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *BGPRequest) GetPeersOnly() bool {
+	if x != nil {
+		return x.PeersOnly
+	}
+	return false
+}
+
+type BGPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	Asn           uint32                 `protobuf:"varint,2,opt,name=asn,proto3" json:"asn,omitempty"`
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"` // why neighbors are not as wanted; "" if they are
+	Peers         []*BGPPeer             `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"`
+	Announced     []*BGPPath             `protobuf:"bytes,5,rep,name=announced,proto3" json:"announced,omitempty"`
+	Received      []*BGPRoute            `protobuf:"bytes,6,rep,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BGPResponse) Reset() {
+	*x = BGPResponse{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BGPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BGPResponse) ProtoMessage() {}
+
+func (x *BGPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BGPResponse.ProtoReflect.Descriptor instead.
+func (*BGPResponse) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BGPResponse) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *BGPResponse) GetAsn() uint32 {
+	if x != nil {
+		return x.Asn
+	}
+	return 0
+}
+
+func (x *BGPResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *BGPResponse) GetPeers() []*BGPPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *BGPResponse) GetAnnounced() []*BGPPath {
+	if x != nil {
+		return x.Announced
+	}
+	return nil
+}
+
+func (x *BGPResponse) GetReceived() []*BGPRoute {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+type BGPPeer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	RouterId      string                 `protobuf:"bytes,2,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"` // "" before it has said so
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                       // as in RFC 4271 section 8.2.2
+	Established   bool                   `protobuf:"varint,4,opt,name=established,proto3" json:"established,omitempty"`
+	Synced        bool                   `protobuf:"varint,5,opt,name=synced,proto3" json:"synced,omitempty"`                        // the end of its first update has come
+	Dynamic       bool                   `protobuf:"varint,6,opt,name=dynamic,proto3" json:"dynamic,omitempty"`                      // accepted by range
+	Client        bool                   `protobuf:"varint,7,opt,name=client,proto3" json:"client,omitempty"`                        // we reflect to it
+	SinceUnix     int64                  `protobuf:"varint,8,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"` // seconds; 0: never
+	Flaps         uint32                 `protobuf:"varint,9,opt,name=flaps,proto3" json:"flaps,omitempty"`
+	Received      map[string]uint64      `protobuf:"bytes,10,rep,name=received,proto3" json:"received,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // routes by family
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BGPPeer) Reset() {
+	*x = BGPPeer{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BGPPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BGPPeer) ProtoMessage() {}
+
+func (x *BGPPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BGPPeer.ProtoReflect.Descriptor instead.
+func (*BGPPeer) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BGPPeer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *BGPPeer) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *BGPPeer) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *BGPPeer) GetEstablished() bool {
+	if x != nil {
+		return x.Established
+	}
+	return false
+}
+
+func (x *BGPPeer) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
+}
+
+func (x *BGPPeer) GetDynamic() bool {
+	if x != nil {
+		return x.Dynamic
+	}
+	return false
+}
+
+func (x *BGPPeer) GetClient() bool {
+	if x != nil {
+		return x.Client
+	}
+	return false
+}
+
+func (x *BGPPeer) GetSinceUnix() int64 {
+	if x != nil {
+		return x.SinceUnix
+	}
+	return 0
+}
+
+func (x *BGPPeer) GetFlaps() uint32 {
+	if x != nil {
+		return x.Flaps
+	}
+	return 0
+}
+
+func (x *BGPPeer) GetReceived() map[string]uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+type BGPPath struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Prefix             string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	RouteDistinguisher string                 `protobuf:"bytes,2,opt,name=route_distinguisher,json=routeDistinguisher,proto3" json:"route_distinguisher,omitempty"`
+	NextHop            string                 `protobuf:"bytes,3,opt,name=next_hop,json=nextHop,proto3" json:"next_hop,omitempty"`
+	Encapsulation      string                 `protobuf:"bytes,4,opt,name=encapsulation,proto3" json:"encapsulation,omitempty"`
+	RouteTargets       []string               `protobuf:"bytes,5,rep,name=route_targets,json=routeTargets,proto3" json:"route_targets,omitempty"`
+	LocalPreference    uint32                 `protobuf:"varint,6,opt,name=local_preference,json=localPreference,proto3" json:"local_preference,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *BGPPath) Reset() {
+	*x = BGPPath{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BGPPath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BGPPath) ProtoMessage() {}
+
+func (x *BGPPath) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BGPPath.ProtoReflect.Descriptor instead.
+func (*BGPPath) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BGPPath) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *BGPPath) GetRouteDistinguisher() string {
+	if x != nil {
+		return x.RouteDistinguisher
+	}
+	return ""
+}
+
+func (x *BGPPath) GetNextHop() string {
+	if x != nil {
+		return x.NextHop
+	}
+	return ""
+}
+
+func (x *BGPPath) GetEncapsulation() string {
+	if x != nil {
+		return x.Encapsulation
+	}
+	return ""
+}
+
+func (x *BGPPath) GetRouteTargets() []string {
+	if x != nil {
+		return x.RouteTargets
+	}
+	return nil
+}
+
+func (x *BGPPath) GetLocalPreference() uint32 {
+	if x != nil {
+		return x.LocalPreference
+	}
+	return 0
+}
+
+type BGPRoute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          *BGPPath               `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Peer          string                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	Originator    string                 `protobuf:"bytes,3,opt,name=originator,proto3" json:"originator,omitempty"`
+	Accepted      bool                   `protobuf:"varint,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	Used          bool                   `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`    // carries traffic
+	Kept          bool                   `protobuf:"varint,6,opt,name=kept,proto3" json:"kept,omitempty"`    // no neighbor has said so lately
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"` // why it is refused, in a word
+	Detail        string                 `protobuf:"bytes,8,opt,name=detail,proto3" json:"detail,omitempty"` // why it is refused, or not used
+	Attachment    string                 `protobuf:"bytes,9,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	Group         string                 `protobuf:"bytes,10,opt,name=group,proto3" json:"group,omitempty"`
+	Host          string                 `protobuf:"bytes,11,opt,name=host,proto3" json:"host,omitempty"`
+	Preference    uint32                 `protobuf:"varint,12,opt,name=preference,proto3" json:"preference,omitempty"` // local preference and zone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BGPRoute) Reset() {
+	*x = BGPRoute{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BGPRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BGPRoute) ProtoMessage() {}
+
+func (x *BGPRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BGPRoute.ProtoReflect.Descriptor instead.
+func (*BGPRoute) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BGPRoute) GetPath() *BGPPath {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *BGPRoute) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetOriginator() string {
+	if x != nil {
+		return x.Originator
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *BGPRoute) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+func (x *BGPRoute) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+func (x *BGPRoute) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetAttachment() string {
+	if x != nil {
+		return x.Attachment
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *BGPRoute) GetPreference() uint32 {
+	if x != nil {
+		return x.Preference
+	}
+	return 0
+}
+
 var File_vpcproxy_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
@@ -579,14 +1047,70 @@ const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\rResyncRequest\"B\n" +
 	"\x0eResyncResponse\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\x05R\achanged\x12\x16\n" +
-	"\x06errors\x18\x02 \x03(\tR\x06errors2\xbd\x03\n" +
+	"\x06errors\x18\x02 \x03(\tR\x06errors\"C\n" +
+	"\n" +
+	"BGPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1d\n" +
+	"\n" +
+	"peers_only\x18\x02 \x01(\bR\tpeersOnly\"\xf2\x01\n" +
+	"\vBGPResponse\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x10\n" +
+	"\x03asn\x18\x02 \x01(\rR\x03asn\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x120\n" +
+	"\x05peers\x18\x04 \x03(\v2\x1a.vpcproxy.v1alpha1.BGPPeerR\x05peers\x128\n" +
+	"\tannounced\x18\x05 \x03(\v2\x1a.vpcproxy.v1alpha1.BGPPathR\tannounced\x127\n" +
+	"\breceived\x18\x06 \x03(\v2\x1b.vpcproxy.v1alpha1.BGPRouteR\breceived\"\xfa\x02\n" +
+	"\aBGPPeer\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1b\n" +
+	"\trouter_id\x18\x02 \x01(\tR\brouterId\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12 \n" +
+	"\vestablished\x18\x04 \x01(\bR\vestablished\x12\x16\n" +
+	"\x06synced\x18\x05 \x01(\bR\x06synced\x12\x18\n" +
+	"\adynamic\x18\x06 \x01(\bR\adynamic\x12\x16\n" +
+	"\x06client\x18\a \x01(\bR\x06client\x12\x1d\n" +
+	"\n" +
+	"since_unix\x18\b \x01(\x03R\tsinceUnix\x12\x14\n" +
+	"\x05flaps\x18\t \x01(\rR\x05flaps\x12D\n" +
+	"\breceived\x18\n" +
+	" \x03(\v2(.vpcproxy.v1alpha1.BGPPeer.ReceivedEntryR\breceived\x1a;\n" +
+	"\rReceivedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xe3\x01\n" +
+	"\aBGPPath\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12/\n" +
+	"\x13route_distinguisher\x18\x02 \x01(\tR\x12routeDistinguisher\x12\x19\n" +
+	"\bnext_hop\x18\x03 \x01(\tR\anextHop\x12$\n" +
+	"\rencapsulation\x18\x04 \x01(\tR\rencapsulation\x12#\n" +
+	"\rroute_targets\x18\x05 \x03(\tR\frouteTargets\x12)\n" +
+	"\x10local_preference\x18\x06 \x01(\rR\x0flocalPreference\"\xcc\x02\n" +
+	"\bBGPRoute\x12.\n" +
+	"\x04path\x18\x01 \x01(\v2\x1a.vpcproxy.v1alpha1.BGPPathR\x04path\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x1e\n" +
+	"\n" +
+	"originator\x18\x03 \x01(\tR\n" +
+	"originator\x12\x1a\n" +
+	"\baccepted\x18\x04 \x01(\bR\baccepted\x12\x12\n" +
+	"\x04used\x18\x05 \x01(\bR\x04used\x12\x12\n" +
+	"\x04kept\x18\x06 \x01(\bR\x04kept\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\b \x01(\tR\x06detail\x12\x1e\n" +
+	"\n" +
+	"attachment\x18\t \x01(\tR\n" +
+	"attachment\x12\x14\n" +
+	"\x05group\x18\n" +
+	" \x01(\tR\x05group\x12\x12\n" +
+	"\x04host\x18\v \x01(\tR\x04host\x12\x1e\n" +
+	"\n" +
+	"preference\x18\f \x01(\rR\n" +
+	"preference2\x88\x04\n" +
 	"\vNodeService\x12^\n" +
 	"\n" +
 	"NodeStatus\x12$.vpcproxy.v1alpha1.NodeStatusRequest\x1a%.vpcproxy.v1alpha1.NodeStatusResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\x04Plan\x12\x1e.vpcproxy.v1alpha1.PlanRequest\x1a\x1f.vpcproxy.v1alpha1.PlanResponse\"\x03\x90\x02\x01\x12M\n" +
 	"\x06Resync\x12 .vpcproxy.v1alpha1.ResyncRequest\x1a!.vpcproxy.v1alpha1.ResyncResponse\x12e\n" +
 	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse\x12J\n" +
-	"\x05Yield\x12\x1f.vpcproxy.v1alpha1.YieldRequest\x1a .vpcproxy.v1alpha1.YieldResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
+	"\x05Yield\x12\x1f.vpcproxy.v1alpha1.YieldRequest\x1a .vpcproxy.v1alpha1.YieldResponse\x12I\n" +
+	"\x03BGP\x12\x1d.vpcproxy.v1alpha1.BGPRequest\x1a\x1e.vpcproxy.v1alpha1.BGPResponse\"\x03\x90\x02\x01B<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
 
 var (
 	file_vpcproxy_v1alpha1_node_proto_rawDescOnce sync.Once
@@ -600,7 +1124,7 @@ func file_vpcproxy_v1alpha1_node_proto_rawDescGZIP() []byte {
 	return file_vpcproxy_v1alpha1_node_proto_rawDescData
 }
 
-var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_vpcproxy_v1alpha1_node_proto_goTypes = []any{
 	(*YieldRequest)(nil),           // 0: vpcproxy.v1alpha1.YieldRequest
 	(*YieldResponse)(nil),          // 1: vpcproxy.v1alpha1.YieldResponse
@@ -612,29 +1136,42 @@ var file_vpcproxy_v1alpha1_node_proto_goTypes = []any{
 	(*PlannedChange)(nil),          // 7: vpcproxy.v1alpha1.PlannedChange
 	(*ResyncRequest)(nil),          // 8: vpcproxy.v1alpha1.ResyncRequest
 	(*ResyncResponse)(nil),         // 9: vpcproxy.v1alpha1.ResyncResponse
-	(*NodeReport)(nil),             // 10: vpcproxy.v1alpha1.NodeReport
-	(*ConfirmRemovalRequest)(nil),  // 11: vpcproxy.v1alpha1.ConfirmRemovalRequest
-	(*ConfirmRemovalResponse)(nil), // 12: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*BGPRequest)(nil),             // 10: vpcproxy.v1alpha1.BGPRequest
+	(*BGPResponse)(nil),            // 11: vpcproxy.v1alpha1.BGPResponse
+	(*BGPPeer)(nil),                // 12: vpcproxy.v1alpha1.BGPPeer
+	(*BGPPath)(nil),                // 13: vpcproxy.v1alpha1.BGPPath
+	(*BGPRoute)(nil),               // 14: vpcproxy.v1alpha1.BGPRoute
+	nil,                            // 15: vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
+	(*NodeReport)(nil),             // 16: vpcproxy.v1alpha1.NodeReport
+	(*ConfirmRemovalRequest)(nil),  // 17: vpcproxy.v1alpha1.ConfirmRemovalRequest
+	(*ConfirmRemovalResponse)(nil), // 18: vpcproxy.v1alpha1.ConfirmRemovalResponse
 }
 var file_vpcproxy_v1alpha1_node_proto_depIdxs = []int32{
-	10, // 0: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	16, // 0: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
 	4,  // 1: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
 	7,  // 2: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
-	2,  // 3: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
-	5,  // 4: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
-	8,  // 5: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
-	11, // 6: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	0,  // 7: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
-	3,  // 8: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
-	6,  // 9: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
-	9,  // 10: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
-	12, // 11: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	1,  // 12: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
-	8,  // [8:13] is the sub-list for method output_type
-	3,  // [3:8] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	12, // 3: vpcproxy.v1alpha1.BGPResponse.peers:type_name -> vpcproxy.v1alpha1.BGPPeer
+	13, // 4: vpcproxy.v1alpha1.BGPResponse.announced:type_name -> vpcproxy.v1alpha1.BGPPath
+	14, // 5: vpcproxy.v1alpha1.BGPResponse.received:type_name -> vpcproxy.v1alpha1.BGPRoute
+	15, // 6: vpcproxy.v1alpha1.BGPPeer.received:type_name -> vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
+	13, // 7: vpcproxy.v1alpha1.BGPRoute.path:type_name -> vpcproxy.v1alpha1.BGPPath
+	2,  // 8: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
+	5,  // 9: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
+	8,  // 10: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
+	17, // 11: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	0,  // 12: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
+	10, // 13: vpcproxy.v1alpha1.NodeService.BGP:input_type -> vpcproxy.v1alpha1.BGPRequest
+	3,  // 14: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
+	6,  // 15: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
+	9,  // 16: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
+	18, // 17: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	1,  // 18: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
+	11, // 19: vpcproxy.v1alpha1.NodeService.BGP:output_type -> vpcproxy.v1alpha1.BGPResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_vpcproxy_v1alpha1_node_proto_init() }
@@ -649,7 +1186,7 @@ func file_vpcproxy_v1alpha1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vpcproxy_v1alpha1_node_proto_rawDesc), len(file_vpcproxy_v1alpha1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -46,6 +46,8 @@ const (
 	NodeServiceConfirmRemovalProcedure = "/vpcproxy.v1alpha1.NodeService/ConfirmRemoval"
 	// NodeServiceYieldProcedure is the fully-qualified name of the NodeService's Yield RPC.
 	NodeServiceYieldProcedure = "/vpcproxy.v1alpha1.NodeService/Yield"
+	// NodeServiceBGPProcedure is the fully-qualified name of the NodeService's BGP RPC.
+	NodeServiceBGPProcedure = "/vpcproxy.v1alpha1.NodeService/BGP"
 )
 
 // NodeServiceClient is a client for the vpcproxy.v1alpha1.NodeService service.
@@ -62,6 +64,9 @@ type NodeServiceClient interface {
 	// Yield hands a group's active role over, which this node must have. It
 	// returns when the others have been told.
 	Yield(context.Context, *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error)
+	// BGP tells whom the node speaks with, what it announces, and what it
+	// thinks of what it hears. FAILED_PRECONDITION in static mode.
+	BGP(context.Context, *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the vpcproxy.v1alpha1.NodeService service. By
@@ -107,6 +112,13 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Yield")),
 			connect.WithClientOptions(opts...),
 		),
+		bGP: connect.NewClient[vpcproxyv1alpha1.BGPRequest, vpcproxyv1alpha1.BGPResponse](
+			httpClient,
+			baseURL+NodeServiceBGPProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("BGP")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -117,6 +129,7 @@ type nodeServiceClient struct {
 	resync         *connect.Client[vpcproxyv1alpha1.ResyncRequest, vpcproxyv1alpha1.ResyncResponse]
 	confirmRemoval *connect.Client[vpcproxyv1alpha1.ConfirmRemovalRequest, vpcproxyv1alpha1.ConfirmRemovalResponse]
 	yield          *connect.Client[vpcproxyv1alpha1.YieldRequest, vpcproxyv1alpha1.YieldResponse]
+	bGP            *connect.Client[vpcproxyv1alpha1.BGPRequest, vpcproxyv1alpha1.BGPResponse]
 }
 
 // NodeStatus calls vpcproxy.v1alpha1.NodeService.NodeStatus.
@@ -144,6 +157,11 @@ func (c *nodeServiceClient) Yield(ctx context.Context, req *connect.Request[vpcp
 	return c.yield.CallUnary(ctx, req)
 }
 
+// BGP calls vpcproxy.v1alpha1.NodeService.BGP.
+func (c *nodeServiceClient) BGP(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error) {
+	return c.bGP.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the vpcproxy.v1alpha1.NodeService service.
 type NodeServiceHandler interface {
 	NodeStatus(context.Context, *connect.Request[vpcproxyv1alpha1.NodeStatusRequest]) (*connect.Response[vpcproxyv1alpha1.NodeStatusResponse], error)
@@ -158,6 +176,9 @@ type NodeServiceHandler interface {
 	// Yield hands a group's active role over, which this node must have. It
 	// returns when the others have been told.
 	Yield(context.Context, *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error)
+	// BGP tells whom the node speaks with, what it announces, and what it
+	// thinks of what it hears. FAILED_PRECONDITION in static mode.
+	BGP(context.Context, *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -199,6 +220,13 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Yield")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceBGPHandler := connect.NewUnaryHandler(
+		NodeServiceBGPProcedure,
+		svc.BGP,
+		connect.WithSchema(nodeServiceMethods.ByName("BGP")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vpcproxy.v1alpha1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceNodeStatusProcedure:
@@ -211,6 +239,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceConfirmRemovalHandler.ServeHTTP(w, r)
 		case NodeServiceYieldProcedure:
 			nodeServiceYieldHandler.ServeHTTP(w, r)
+		case NodeServiceBGPProcedure:
+			nodeServiceBGPHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -238,4 +268,8 @@ func (UnimplementedNodeServiceHandler) ConfirmRemoval(context.Context, *connect.
 
 func (UnimplementedNodeServiceHandler) Yield(context.Context, *connect.Request[vpcproxyv1alpha1.YieldRequest]) (*connect.Response[vpcproxyv1alpha1.YieldResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.Yield is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) BGP(context.Context, *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.BGP is not implemented"))
 }
