@@ -258,6 +258,21 @@ func TestSplitBrain(t *testing.T) {
 		heal[1]()
 	})
 
+	t.Run("equal priorities", func(t *testing.T) {
+		p.edit(t, "g1", strings.NewReplacer("priority: 200", "priority: 100"))
+		p.settle(t)
+		since := time.Now()
+		heal := []func(){p.dropAdverts(t, 0, ""), p.dropAdverts(t, 1, "")}
+		eventually(t, soon, func(context.Context) error { return claimed(p.outer, since, p.outerMAC(1)) })
+		heal[0]()
+		heal[1]()
+		healed := time.Now()
+		p.activeOn(t, 1) // whose address is the higher one
+		p.neverBoth(t, healed)
+		p.edit(t, "g1", strings.NewReplacer("{node: proxy1, priority: 100}", "{node: proxy1, priority: 200}"))
+		p.activeOn(t, 0)
+	})
+
 	t.Run("ten reloads in a second", func(t *testing.T) {
 		p.steady(t, func() {
 			for i := range 10 {

@@ -37,22 +37,30 @@ type pair struct {
 func (p *pair) down() time.Duration { return 4 * p.interval }
 
 // newPair starts a pair that serves red and blue, with an interval between
-// adverts. The preferred proxy takes the role back after a second.
-func newPair(t *testing.T, interval time.Duration) *pair {
+// adverts. The preferred proxy takes the role back after a second. extra lines
+// are added to the proxies' configurations.
+func newPair(t *testing.T, interval time.Duration, extra ...string) *pair {
 	t.Helper()
 	p := &pair{world: newWorld(t, pairLayout), interval: interval}
-	p.begin(t)
+	p.begin(t, extra...)
 	return p
 }
 
-// begin writes the intent and starts all agents.
-func (p *pair) begin(t *testing.T) {
+// begin writes the intent and starts all agents, the proxies with extra lines of
+// configuration.
+func (p *pair) begin(t *testing.T, extra ...string) {
 	t.Helper()
 	p.group(t)
 	for i, vpc := range []string{"red", "blue"} {
 		p.put(t, vpc, p.movable(vpc, uint32(redKey+i), p.Hosts[0].Pods[i]))
 	}
-	p.start(t)
+	p.startAgent(t, p.Hosts[0].Machine, "function")
+	for _, proxy := range p.Proxies {
+		p.startAgent(t, proxy.Machine, "proxy", extra...)
+	}
+	for _, a := range p.agents {
+		a.awaitReady(t)
+	}
 	p.settle(t)
 	p.outer, p.inner = p.ask(t, p.Router, "proxies", outerVip), p.ask(t, p.VPCs["red"].Machine, "subnet", innerVip)
 	p.activeOn(t, 0)
