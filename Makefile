@@ -8,7 +8,9 @@ SHELL := /bin/bash
 GO := scripts/go
 
 # RUN=REGEXP chooses tests, V=1 shows them as they run, PKG=./dir/... chooses packages.
+# ARGS=... are for bench-ha: -quick, -flows N.
 RUN ?=
+ARGS ?=
 V ?=
 PKG ?= ./...
 # What one package of kernel tests may take.
@@ -66,6 +68,11 @@ demo: setup build ## a pod reaches two VPCs that own the same subnet
 .PHONY: bench
 bench: setup build ## throughput, latency and programming times, beside the plain recipe
 	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/bench
+
+.PHONY: bench-ha
+bench-ha: build ## failovers and session replication, beside keepalived and conntrackd
+	@scripts/setup --bench-ha
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/benchha $(ARGS)
 
 .PHONY: lint
 lint: ## vet, staticcheck, golangci-lint, govulncheck, shellcheck, gofmt

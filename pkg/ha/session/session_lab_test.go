@@ -40,7 +40,7 @@ type proxy struct {
 const netns = "vpx-db"
 
 // pair makes two members, a and b, with certificates of one CA.
-func pair(t *testing.T, age time.Duration) (a, b *proxy) {
+func pair(t testing.TB, age time.Duration) (a, b *proxy) {
 	t.Helper()
 	lab.Require(t, lab.Conntrack, lab.NFTables)
 	ca := filepath.Join(t.TempDir(), "ca")
@@ -53,7 +53,7 @@ func pair(t *testing.T, age time.Duration) (a, b *proxy) {
 	return a, b
 }
 
-func newProxy(t *testing.T, ca, name string, age time.Duration) *proxy {
+func newProxy(t testing.TB, ca, name string, age time.Duration) *proxy {
 	t.Helper()
 	p := &proxy{name: name, dir: t.TempDir()}
 	if err := unix.Mount("none", p.dir, "tmpfs", 0, ""); err != nil {
@@ -88,7 +88,7 @@ func newProxy(t *testing.T, ca, name string, age time.Duration) *proxy {
 	return p
 }
 
-func (p *proxy) makeNamespace(t *testing.T) {
+func (p *proxy) makeNamespace(t testing.TB) {
 	t.Helper()
 	if err := p.host.CreateNamespace(t.Context(), netns); err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func (p *proxy) makeNamespace(t *testing.T) {
 	p.conn = c
 }
 
-func (p *proxy) start(t *testing.T, other *proxy) {
+func (p *proxy) start(t testing.TB, other *proxy) {
 	p.m.Set([]session.Group{{
 		Name: "g", Others: []session.Member{{Node: other.name, Address: other.m.Address()}}, Namespaces: []string{netns},
 	}})
@@ -127,7 +127,7 @@ func (p *proxy) entries(t *testing.T) map[conntrack.Tuple]conntrack.Entry {
 	return all
 }
 
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !f(); {
 		if time.Now().After(deadline) {
@@ -189,7 +189,7 @@ func (p *proxy) remove(t *testing.T, entries []conntrack.Entry) {
 	}
 }
 
-func (p *proxy) status(t *testing.T) session.GroupStatus {
+func (p *proxy) status(t testing.TB) session.GroupStatus {
 	t.Helper()
 	for _, s := range p.m.Status() {
 		if s.Group == "g" {
@@ -350,7 +350,7 @@ func TestStrangersGetNothing(t *testing.T) {
 }
 
 // sh runs commands in a namespace of a host.
-func sh(t *testing.T, h kernel.Host, ns, script string) {
+func sh(t testing.TB, h kernel.Host, ns, script string) {
 	t.Helper()
 	err := h.Run(t.Context(), ns, func() error {
 		out, err := exec.Command("sh", "-ec", script).CombinedOutput()
@@ -369,7 +369,7 @@ func sh(t *testing.T, h kernel.Host, ns, script string) {
 //	client 10.9.0.9 ─ a, b ─ server 10.8.0.8
 //
 // The members translate to 10.7.0.7. Failover is two routes.
-func world(t *testing.T, a, b *proxy) (ends kernel.Host) {
+func world(t testing.TB, a, b *proxy) (ends kernel.Host) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
@@ -429,14 +429,14 @@ func world(t *testing.T, a, b *proxy) (ends kernel.Host) {
 }
 
 // turn sends the packets of both ends by the i-th member.
-func turn(t *testing.T, ends kernel.Host, i int) {
+func turn(t testing.TB, ends kernel.Host, i int) {
 	t.Helper()
 	sh(t, ends, "client", fmt.Sprintf("ip route replace 10.8.0.8 via 10.1.%d.1 src 10.9.0.9", i))
 	sh(t, ends, "server", fmt.Sprintf("ip route replace 10.7.0.7 via 10.2.%d.1 src 10.8.0.8", i))
 }
 
 // in opens something in an end's namespace.
-func in[T any](t *testing.T, ends kernel.Host, ns string, f func() (T, error)) (v T) {
+func in[T any](t testing.TB, ends kernel.Host, ns string, f func() (T, error)) (v T) {
 	t.Helper()
 	err := ends.Run(t.Context(), ns, func() (err error) { v, err = f(); return err })
 	if err != nil {

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+)
+
+const (
+	// The flows are those between so many ports of the server and as many of
+	// the pod as are needed.
+	serverPorts     = 100
+	firstServerPort = 8000
+	firstPodPort    = 30000
+	// assured is after how long a UDP flow that is answered is assured
+	// (net/netfilter/nf_conntrack_proto_udp.c: two seconds).
+	assured = 2500 * time.Millisecond
+	// clockTicks is USER_HZ, the unit of times in /proc/PID/stat.
+	clockTicks = 100
+)
+
+// load is what a stack takes to replicate.
+type load struct {
+	entries int
+	// CPU of the daemons of the active proxy and of the standby: from the
+	// first flow until all are replicated, and in a minute after that.
+	fill, after [2]time.Duration
+	// Memory of the same at the end, and without entries, in MiB.
+	memory [2]float64
+	idle   float64
+}
+
+func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l load, err error) {
+	l.entries = entries
+	if err := s.start(ctx, true); err != nil {
+		return l, err
+	}
+	wait(ctx, settle)
+	if _, l.idle, err = s.usage(s.active); err != nil {
+		return l, err
+	}
+	var before, filled [2]time.Duration
+	if before, _, err = s.both(); err != nil {
+		return l, err
+	}
+	f, err := s.newFlows(entries / serverPorts)
+	if err != nil {
+		return l, err
+	}
+	defer f.close()
+	for range 2 { // assured by the second packet
+		if err := f.round(ctx); err != nil {
+			return l, err
+		}
+		wait(ctx, assured)
+	}
+	if err := f.round(ctx); err != nil {
+		return l, err
+	}
+	wait(ctx, settle)
+	if filled, _, err = s.both(); err != nil {
+		return l, err
+	}
+	wait(ctx, hold)
+	after, memory, err := s.both()
+	if err != nil {
+		return l, err
+	}
+	l.memory = memory
+	for i := range filled {
+		l.fill[i] = filled[i] - before[i]
+		l.after[i] = time.Duration(float64(after[i]-filled[i]) * float64(time.Minute) / float64(hold))
+	}
+	return l, s.complete(ctx, entries)
+}
+
+// complete checks that the kernel of the active proxy has as many assured flows
+// as were made.
+func (s *stack) complete(ctx context.Context, entries int) error {
+	netns := ""
+	if s.name == "vpcproxy" {
+		netns = "ip netns exec vpx-red "
+	}
+	out, err := s.lab.Proxies[s.active].Run(ctx, "sh", "-c", netns+"conntrack -L -p udp 2>/dev/null | grep -c ASSURED")
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n < entries*99/100 {
+		return fmt.Errorf("%d of %d flows are there: %w", n, entries, err)
+	}
+	return nil
+}
+
+func (s *stack) both() (cpu [2]time.Duration, memory [2]float64, err error) {
+	for at, i := range []int{s.active, 1 - s.active} {
+		if cpu[at], memory[at], err = s.usage(i); err != nil {
+			return cpu, memory, err
+		}
+	}
+	return cpu, memory, nil
+}
+
+// usage is what the processes of a proxy, and their children, have used, and
+// the memory that they have, in MiB.
+func (s *stack) usage(i int) (cpu time.Duration, memory float64, err error) {
+	groups := map[int]bool{}
+	for _, p := range s.daemons[i] {
+		groups[p.Pid()] = true
+	}
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		// proc(5): the state is field 3, the process group 5, utime 14,
+		// stime 15 and rss 24.
+		fields := strings.Fields(rest)
+		if len(fields) < 22 {
+			continue
+		}
+		number := func(field int) int {
+			n, _ := strconv.Atoi(fields[field-3])
+			return n
+		}
+		if !groups[number(5)] {
+			continue
+		}
+		cpu += time.Duration(number(14)+number(15)) * time.Second / clockTicks
+		memory += float64(number(24)*os.Getpagesize()) / (1 << 20)
+	}
+	return cpu, memory, nil
+}
+
+// flows is many UDP flows that are answered.
+type flows struct {
+	servers, clients []*net.UDPConn
+	answers          atomic.Int64
+}
+
+func (s *stack) newFlows(clients int) (*flows, error) {
+	f := &flows{}
+	open := func(m *topo.Machine, at netip.Addr, first, n int, to *[]*net.UDPConn) error {
+		return m.InNetwork(func() error {
+			for i := range n {
+				c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, uint16(first+i))))
+				if err != nil {
+					return err
+				}
+				// A burst must not be lost for want of room.
+				_ = c.SetReadBuffer(4 << 20)
+				*to = append(*to, c)
+			}
+			return nil
+		})
+	}
+	err := open(s.server(), topo.ServerAddress, firstServerPort, serverPorts, &f.servers)
+	if err == nil {
+		err = open(s.pod(), s.lab.Hosts[0].Pods[0].Address, firstPodPort, clients, &f.clients)
+	}
+	if err != nil {
+		f.close()
+		return nil, err
+	}
+	for _, c := range f.servers {
+		go func() {
+			b := make([]byte, 64)
+			for {
+				n, from, err := c.ReadFromUDPAddrPort(b)
+				if err != nil {
+					return
+				}
+				_, _ = c.WriteToUDPAddrPort(b[:n], from)
+			}
+		}()
+	}
+	for _, c := range f.clients {
+		go func() {
+			b := make([]byte, 64)
+			for {
+				if _, _, err := c.ReadFromUDPAddrPort(b); err != nil {
+					return
+				}
+				f.answers.Add(1)
+			}
+		}()
+	}
+	return f, nil
+}
+
+// round has every flow ask once, and waits for nearly all answers.
+func (f *flows) round(ctx context.Context) error {
+	f.answers.Store(0)
+	word := []byte{1}
+	for i, c := range f.clients {
+		for port := range serverPorts {
+			if _, err := c.WriteToUDPAddrPort(word, netip.AddrPortFrom(topo.ServerAddress, uint16(firstServerPort+port))); err != nil {
+				return err
+			}
+		}
+		// No faster than it is answered: what is measured is not the loss of
+		// a burst.
+		err := until(ctx, "answers over UDP", func(context.Context) error {
+			if behind := int64((i+1)*serverPorts) - f.answers.Load(); behind > 20*serverPorts {
+				return fmt.Errorf("%d are missing", behind)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *flows) close() {
+	for _, c := range append(f.servers, f.clients...) {
+		_ = c.Close()
+	}
+}
