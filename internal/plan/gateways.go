@@ -127,20 +127,24 @@ func (b *builder) ways(a *intent.Attachment, link string, chosen []gateway) (r d
 // daemons, which count from small ones.
 const (
 	nexthopBase  = uint32(desired.Protocol) << 24
-	nexthopCount = uint32(1) << 24
+	nexthopCount = uint32(1) << 23 // of next hops, and as many groups behind them
 )
 
 // number gives a nexthop object a number that depends on what it is for alone,
-// unless two collide: the later one in the order of the plan then moves on.
+// unless two collide: the later one in the order of the plan then moves on. With
+// group "" it is that of a group of next hops.
 func (b *builder) number(attachment, group string) uint32 {
 	if b.numbers == nil {
 		b.numbers = map[uint32]bool{}
 	}
 	sum := sha256.Sum256([]byte(attachment + "/" + group))
-	n := binary.BigEndian.Uint32(sum[:4]) % nexthopCount
-	for b.numbers[n] {
+	n, first := binary.BigEndian.Uint32(sum[:4])%nexthopCount, nexthopBase
+	if group == "" {
+		first += nexthopCount
+	}
+	for b.numbers[first+n] {
 		n = (n + 1) % nexthopCount
 	}
-	b.numbers[n] = true
-	return nexthopBase + n
+	b.numbers[first+n] = true
+	return first + n
 }

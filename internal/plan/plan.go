@@ -157,7 +157,7 @@ type builder struct {
 	cfg   Config
 	state desired.State
 	plan  Plan
-	// numbers of nexthop objects that are taken, less nexthopBase
+	// numbers of nexthop objects that are taken
 	numbers map[uint32]bool
 }
 

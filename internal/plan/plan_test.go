@@ -132,6 +132,11 @@ func TestBuildGolden(t *testing.T) {
 		{"pair-host", "host", pair(), hostFacts, nil},
 		{"pair-proxy", "proxy", pair(), proxyFacts(), nil},
 		{"pair-second", "second", pair(), secondFacts, nil},
+		{"bgp-proxy", "proxy", shared(), proxyFacts(), speaking},
+		{"bgp-host", "host", shared(), alive(hostFacts, HashResilient, Gateway{"g1", 1100}, Gateway{"g2", 1100}), speaking},
+		{"bgp-host-zone", "host", shared(), alive(hostFacts, HashPlain, Gateway{"g1", 100}, Gateway{"g2", 1100}), speaking},
+		{"bgp-host-old-kernel", "host", shared(), alive(hostFacts, HashNone, Gateway{"g1", 100}, Gateway{"g2", 1100}), speaking},
+		{"bgp-host-static", "host", shared(), hostFacts, nil},
 		{"on-demand-proxy", "proxy", overlap(), longID, func(c *Config) { c.Neighbors = NeighborsOnDemand }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
