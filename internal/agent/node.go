@@ -94,6 +94,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Changed:  func() { t.report() },
 	}
 	if t.routing != nil {
+		options.Planned = t.routing.planned
 		options.Kinds.Paths = bgp.NewPaths(t.routing.speaker)
 		options.Plan.BGP, options.Plan.IdleSeconds = &t.routing.peering.BGP, uint32(a.cfg.BGP.FlowIdle/time.Second)
 	}

@@ -119,6 +119,11 @@ func (r *routing) setIntent(set *intent.Set) {
 	r.set = set
 	r.table.SetIntent(set)
 	r.mu.Unlock()
+	r.planned()
+}
+
+// planned has the neighbors asked for what the node has a part in now.
+func (r *routing) planned() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -227,8 +232,12 @@ func (r *routing) meet(ctx context.Context) {
 	r.mu.Lock()
 	set := r.set
 	r.mu.Unlock()
+	var footprints []plan.Footprint
+	if r.node != nil {
+		footprints = r.node.Footprints()
+	}
 	want := r.peering.Neighbors(r.name, set)
-	err := errors.Join(r.speaker.SetInterest(ctx, r.peering.Interest(r.name, set)), r.speaker.SetNeighbors(ctx, want))
+	err := errors.Join(r.speaker.SetInterest(ctx, r.peering.Interest(r.name, set, footprints)), r.speaker.SetNeighbors(ctx, want))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.neighbors = want

@@ -41,6 +41,9 @@ type Options struct {
 	Log      *slog.Logger
 	Observer reconcile.Observer // may be nil
 	Bindings BindingOptions
+	// Planned, if not nil, is called after every plan that asks for something
+	// else than the one before.
+	Planned func()
 	// Changed, if not nil, is called after every plan and every pass.
 	Changed func()
 	// Elections, if not nil, is told what each plan takes part in. It must not
@@ -225,7 +228,8 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 	n.problem = nil
 	n.logProblems(p)
 	n.leave(p)
-	if n.planned == nil || !reflect.DeepEqual(n.current.State, p.State) {
+	renewed := n.planned == nil || !reflect.DeepEqual(n.current.State, p.State)
+	if renewed {
 		n.opts.Kinds.resolve(p.State) // before the loop, which judges answers by it
 		n.bindings.take(p.State, func() uint64 {
 			n.gen = n.loop.SetDesired(p.State)
@@ -234,6 +238,9 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 	}
 	n.current, n.planned, n.interfaces = p, set, interfaces
 	n.mu.Unlock()
+	if renewed && n.opts.Planned != nil {
+		n.opts.Planned()
+	}
 	if n.opts.Elections != nil {
 		n.opts.Elections(p.Elections)
 	}
@@ -242,13 +249,18 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 
 // logProblems says which problems are new and which are solved.
 func (n *Node) logProblems(p plan.Plan) {
+	before, after := map[plan.Problem]bool{}, map[plan.Problem]bool{}
+	for _, problem := range n.current.Problems {
+		before[problem] = true
+	}
 	for _, problem := range p.Problems {
-		if !slices.Contains(n.current.Problems, problem) {
+		after[problem] = true
+		if !before[problem] {
 			n.opts.Log.Warn("problem", "attachment", problem.Attachment, "problem", problem.Message)
 		}
 	}
 	for _, problem := range n.current.Problems {
-		if !slices.Contains(p.Problems, problem) {
+		if !after[problem] {
 			n.opts.Log.Info("problem solved", "attachment", problem.Attachment, "problem", problem.Message)
 		}
 	}
@@ -256,9 +268,11 @@ func (n *Node) logProblems(p plan.Plan) {
 
 // leave remembers the footprints that a new plan no longer has.
 func (n *Node) leave(p plan.Plan) {
-	planned := func(f plan.Footprint) bool {
-		return slices.ContainsFunc(p.Footprints, func(g plan.Footprint) bool { return g.Attachment == f.Attachment })
+	names := make(map[string]bool, len(p.Footprints))
+	for _, f := range p.Footprints {
+		names[f.Attachment] = true
 	}
+	planned := func(f plan.Footprint) bool { return names[f.Attachment] }
 	for _, f := range n.current.Footprints {
 		if !planned(f) {
 			n.leaving = append(n.leaving, f)

@@ -80,12 +80,13 @@ func mesh(node string, set *intent.Set) []bgp.Peer {
 // it is quicker to take everything and to judge it here.
 const maxTargets = 256
 
-// Interest returns what the node asks its neighbors for.
-func (c Config) Interest(node string, set *intent.Set) bgp.Interest {
+// Interest returns what the node asks its neighbors for, with what it has a part
+// in.
+func (c Config) Interest(node string, set *intent.Set, footprints []plan.Footprint) bgp.Interest {
 	if c.Mode == Reflector || set == nil {
 		return bgp.Interest{All: c.Mode == Reflector}
 	}
-	targets := plan.Interest(node, set, c.BGP)
+	targets := plan.Interest(node, set, footprints, c.BGP)
 	if len(targets) > maxTargets {
 		return bgp.Interest{All: true}
 	}

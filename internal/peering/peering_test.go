@@ -304,23 +304,24 @@ func TestNeighbors(t *testing.T) {
 }
 
 func TestInterest(t *testing.T) {
-	if got := testCfg.Interest("host", world()); got.All || !slices.Equal(got.Targets, []bgp.Target{{ASN: 65000, Number: 4097}}) {
+	in := func(names ...string) (out []plan.Footprint) {
+		for _, n := range names {
+			out = append(out, plan.Footprint{Attachment: n, Role: intent.RoleFunction, Key: 4097, InUse: true})
+		}
+		return out
+	}
+	idle := plan.Footprint{Attachment: "blue", Role: intent.RoleFunction, Key: 4098}
+	if got := testCfg.Interest("host", world(), append(in("red"), idle)); got.All || !slices.Equal(got.Targets, []bgp.Target{{ASN: 65000, Number: 4097}}) {
 		t.Errorf("%+v", got)
 	}
-	if got := testCfg.Interest("p1", world()); got.All || !slices.Equal(got.Targets, []bgp.Target{{Addr: addr("100.64.0.4"), Number: 1}}) {
+	served := []plan.Footprint{{Attachment: "red", Role: intent.RoleProxy, InUse: true}, {Attachment: "blue", Role: intent.RoleProxy, InUse: true}}
+	if got := testCfg.Interest("p1", world(), served); got.All || !slices.Equal(got.Targets, []bgp.Target{{Addr: addr("100.64.0.4"), Number: 1}}) {
 		t.Errorf("%+v", got)
 	}
-	if got := (Config{Mode: Reflector}).Interest("r", nil); !got.All {
+	if got := (Config{Mode: Reflector}).Interest("r", nil, nil); !got.All {
 		t.Errorf("%+v", got)
 	}
-	many := world()
-	for i := range uint32(maxTargets) {
-		a := *many.Attachment("red")
-		key := 5000 + i
-		a.Metadata.Name, a.Spec.GREKey = "red-"+strings.Repeat("x", int(i)), &key
-		many.Attachments = append(many.Attachments, &a)
-	}
-	if got := testCfg.Interest("host", many); !got.All {
+	if got := testCfg.Interest("host", world(), in(slices.Repeat([]string{"red"}, maxTargets+1)...)); !got.All {
 		t.Errorf("%d targets are asked for one by one", len(got.Targets))
 	}
 }

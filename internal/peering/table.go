@@ -103,7 +103,9 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, peers []bgp.PeerStatus
 	if !t.heard {
 		return nil, judged, again
 	}
-	return t.alive(), judged, again
+	live = t.alive()
+	live.Deaf = t.deaf
+	return live, judged, again
 }
 
 // listen notes whether anybody can be heard, and ends the keeping.

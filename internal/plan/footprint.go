@@ -23,6 +23,9 @@ type Footprint struct {
 	Table      uint32 // routing table of a function host
 	Steers     []desired.SteerKey
 	Nexthops   []uint32
+	// InUse is false on a function host that has nothing but what refuses
+	// the attachment's traffic: no pod is bound to it.
+	InUse bool
 }
 
 // Owns tells whether the attachment depends on an object, given by its key of

@@ -36,7 +36,7 @@ func (b *builder) function(attachments []*intent.Attachment) {
 		}
 	}
 	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/ip_forward"}] = desired.Sysctl{Value: "1"}
-	b.announceHost(attachments)
+	b.announceHost()
 	if tunnel.IsValid() {
 		b.state.NAT[desired.NATKey{}] = hostNAT(tunnel, mtu)
 	}
@@ -113,6 +113,7 @@ func zoneOf(a *intent.Attachment) desired.SteerKey {
 // carry plans the path to the attachment's proxies and returns its MTU, or 0 if
 // there is no path.
 func (b *builder) carry(a *intent.Attachment, slot uint32, tunnel netip.Addr) int {
+	b.plan.Footprints[len(b.plan.Footprints)-1].InUse = true
 	key, keyed, ok := b.key(a)
 	if !ok || !tunnel.IsValid() {
 		return 0

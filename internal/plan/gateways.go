@@ -17,6 +17,9 @@ type Live struct {
 	// Moved is where function hosts are that have told a newer underlay
 	// address than the intent has, by tunnel address.
 	Moved map[netip.Addr]netip.Addr
+	// Deaf is set while no neighbor can be heard: then an attachment that
+	// nobody was ever heard of is one for the intent to answer.
+	Deaf bool
 }
 
 // Gateway is a group that announces an attachment.
@@ -81,6 +84,9 @@ func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 			best, chosen = l.Preference, nil
 		}
 		chosen = append(chosen, all[i])
+	}
+	if len(chosen) == 0 && b.facts.Live.Deaf {
+		return all, all[:1]
 	}
 	if len(chosen) == 0 {
 		b.problem(a, "no proxy that serves it is alive: none announces it by BGP; see `vpcproxyctl bgp explain`")

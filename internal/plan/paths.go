@@ -67,14 +67,17 @@ func (b *builder) announce(a *intent.Attachment, g *intent.ProxyGroup, netns str
 
 // announceHost plans the path to a function host's tunnel address, for the
 // proxies of the groups that it uses.
-func (b *builder) announceHost(attachments []*intent.Attachment) {
+func (b *builder) announceHost() {
 	tunnel := b.self.Tunnel()
 	if b.cfg.BGP == nil || !tunnel.IsValid() {
 		return
 	}
 	var targets []desired.RouteTarget
-	for _, a := range attachments {
-		for _, g := range b.set.GroupsOf(a) {
+	for _, f := range b.plan.Footprints {
+		if !f.InUse || f.Role != intent.RoleFunction {
+			continue
+		}
+		for _, g := range b.set.GroupsOf(b.set.Attachment(f.Attachment)) {
 			if t := GroupTarget(g); t.Addr.IsValid() && !slices.Contains(targets, t) {
 				targets = append(targets, t)
 			}
@@ -90,19 +93,20 @@ func (b *builder) announceHost(attachments []*intent.Attachment) {
 
 // Interest is the route targets that a node imports: of the attachments that it
 // carries, and of the hosts that use its groups.
-func Interest(node string, set *intent.Set, cfg BGP) []desired.RouteTarget {
-	self := set.Node(node)
-	if self == nil {
-		return nil
-	}
+func Interest(node string, set *intent.Set, footprints []Footprint, cfg BGP) []desired.RouteTarget {
 	var out []desired.RouteTarget
-	for _, a := range set.Attachments {
-		if g := set.GroupOn(a, node); g != nil && self.HasRole(intent.RoleProxy) {
-			if t := GroupTarget(g); t.Addr.IsValid() && !slices.Contains(out, t) {
+	groups := map[desired.RouteTarget]bool{}
+	for _, f := range footprints {
+		a := set.Attachment(f.Attachment)
+		switch {
+		case a == nil || !f.InUse:
+		case f.Role == intent.RoleFunction:
+			out = append(out, cfg.AttachmentTarget(f.Key))
+		case set.GroupOn(a, node) != nil:
+			if t := GroupTarget(set.GroupOn(a, node)); t.Addr.IsValid() && !groups[t] {
+				groups[t] = true
 				out = append(out, t)
 			}
-		} else if key, keyed := a.Key(); a.Uses(self) && (keyed || a.EffectiveScope() == intent.ScopeHost) {
-			out = append(out, cfg.AttachmentTarget(key))
 		}
 	}
 	return out

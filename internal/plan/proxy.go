@@ -23,7 +23,7 @@ func (b *builder) serve(a *intent.Attachment) {
 	netns := desired.LinkPrefix + ID(a.ObjectName())
 	key, keyed, ok := b.key(a)
 	b.plan.Footprints = append(b.plan.Footprints, Footprint{Attachment: a.ObjectName(), Role: intent.RoleProxy,
-		Netns: netns, Link: desired.LinkPrefix + ID(a.ObjectName()), CIDRs: a.Spec.CIDRs, Keyed: keyed, Key: key})
+		Netns: netns, Link: desired.LinkPrefix + ID(a.ObjectName()), CIDRs: a.Spec.CIDRs, Keyed: keyed, Key: key, InUse: true})
 	f := &b.plan.Footprints[len(b.plan.Footprints)-1]
 	if !ok {
 		return
