@@ -27,6 +27,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/pki"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/source"
+	"github.com/vpcproxy/vpcproxy/internal/survey"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/notify"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/ipmasq"
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
@@ -60,6 +61,7 @@ type nodeTask struct {
 	sessions  *sessions
 	meter     *meter.Meter // nil without metrics
 	routing   *routing     // nil in static mode
+	surveyor  *survey.Surveyor
 }
 
 // buildNode adds the task that keeps this machine's kernel.
@@ -138,6 +140,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	}
 	m.follow(t)
 	m.routing(t.routing)
+	t.surveyor = newSurveyor(t, kinds, func() *pki.Credentials { return a.creds })
 	address, err := transport.ParseAddress("unix://" + a.cfg.Socket)
 	if err != nil {
 		return err

@@ -60,6 +60,7 @@ const exitCodesHelp = `Exit codes:
   3  not converged: --wait reached its --timeout; what was asked for stays wanted
   4  not found
   5  conflict with what exists
+  6  doctor, trace or netcheck found something that does not work
 `
 
 // New returns the root command. Execute it with Run for exit codes.
@@ -117,7 +118,8 @@ func build(d Deps) (*cobra.Command, *app) {
 	}
 	add(groupPlatform, a.attachCommand(), a.detachCommand(), a.getCommand(), a.describeCommand(), a.applyCommand(),
 		a.deleteCommand(), a.statusCommand(), a.failoverCommand(), a.drainCommand(), a.uncordonCommand(), a.haCommand(), a.controllerCommand())
-	add(groupNode, a.bindCommand(), a.unbindCommand(), a.planCommand(), a.resyncCommand(), a.bgpCommand(), a.nodeCommand())
+	add(groupNode, a.bindCommand(), a.unbindCommand(), a.planCommand(), a.resyncCommand(), a.bgpCommand(), a.nodeCommand(),
+		a.traceCommand(), a.doctorCommand(), a.netcheckCommand(), a.topCommand(), a.bundleCommand())
 	add(groupOther, a.pkiCommand(), a.versionCommand())
 	strictCompletion(root)
 	return root, a

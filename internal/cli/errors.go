@@ -23,6 +23,7 @@ const (
 	codeNotConverged = 3
 	codeNotFound     = 4
 	codeConflict     = 5
+	codeFound        = 6
 )
 
 // exitError is an error with its exit code.

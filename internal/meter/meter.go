@@ -131,6 +131,12 @@ func (m *Meter) Last() Sample {
 	return m.last
 }
 
+// Take samples once, for a Meter that does not run. It lists all connections.
+func (m *Meter) Take(ctx context.Context) Sample {
+	places := m.opts.Places()
+	return m.count(ctx, places, m.listAll(ctx, places))
+}
+
 // Run samples until the context ends.
 func (m *Meter) Run(ctx context.Context) error {
 	var dear time.Time // when connections and filters are looked at again

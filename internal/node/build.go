@@ -40,7 +40,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		names, err := ownNamespaces(ctx, o.Host)
 		return append([]string{""}, names...), err
 	}
-	rules, legacy, err := natBackend(ctx, o)
+	rules, used, err := natBackend(ctx, o)
 	if err != nil {
 		return Kinds{}, err
 	}
@@ -69,8 +69,11 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 	}
 	k.NATSurvey = func() nat.Survey { return rules.Survey("") }
 	k.Drops = (&dropCounts{rules: rules, tables: tables}).count
-	if legacy != nil {
-		k.NATDrifted = (&legacyWatch{rules: legacy, namespaces: own}).drifted
+	if used != nil {
+		k.IPTables = string(used.Mode())
+	}
+	if k.IPTables == string(iptables.Legacy) {
+		k.NATDrifted = (&legacyWatch{rules: used, namespaces: own}).drifted
 	}
 	return k, nil
 }
@@ -93,10 +96,9 @@ func (d *dropCounts) count(ctx context.Context, netns string) (map[string]uint64
 }
 
 // natBackend returns the backend that the options ask for, which also removes
-// what is ours in the other; legacy is iptables if it is in use and its changes
-// have no events. auto is iptables if the host has it: only that can accept what
+// what is ours in the other; used is iptables if that is in use. auto is iptables if the host has it: only that can accept what
 // another program's FORWARD chain drops by default.
-func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, legacy *iptables.Backend, err error) {
+func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, used *iptables.Backend, err error) {
 	tables := nftables.New(o.Host, nft.Options{})
 	old, err := iptables.New(ctx, o.Host, iptables.Mode(o.IPTables), o.Log)
 	switch {
@@ -113,10 +115,7 @@ func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, lega
 		o.Log.Info("address translation by nftables", "reason", err)
 		return nat.NewExclusive(tables), nil, nil
 	}
-	if old.Mode() == iptables.Legacy {
-		legacy = old
-	}
-	return nat.NewExclusive(old, nat.Other{Name: "nftables", Backend: tables}), legacy, nil
+	return nat.NewExclusive(old, nat.Other{Name: "nftables", Backend: tables}), old, nil
 }
 
 // legacyWatch finds changes of iptables-legacy tables, for which the kernel

@@ -44,6 +44,9 @@ type Kinds struct {
 	// by reason. It may be dear. Nil if nobody counts.
 	Drops func(ctx context.Context, netns string) (map[string]uint64, error)
 
+	// IPTables is the variant in use, nft or legacy; "" if none is.
+	IPTables string
+
 	// What answers when the kernel asks for a neighbor, and from what; both
 	// nil if nothing does.
 	responder *tunnel.Responder

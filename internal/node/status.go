@@ -70,6 +70,14 @@ func (n *Node) Footprints() []plan.Footprint {
 	return slices.Clone(n.current.Footprints)
 }
 
+// Current returns the plan in force, and the intent that it was made of; nil before
+// the first. The caller must not change them.
+func (n *Node) Current() (plan.Plan, *intent.Set) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.current, n.planned
+}
+
 // gone tells whether the kernel holds nothing of an attachment that is no
 // longer planned.
 func gone(f plan.Footprint, loop reconcile.Status) bool {

@@ -48,6 +48,8 @@ const (
 	NodeServiceYieldProcedure = "/vpcproxy.v1alpha1.NodeService/Yield"
 	// NodeServiceBGPProcedure is the fully-qualified name of the NodeService's BGP RPC.
 	NodeServiceBGPProcedure = "/vpcproxy.v1alpha1.NodeService/BGP"
+	// NodeServiceDiagnoseProcedure is the fully-qualified name of the NodeService's Diagnose RPC.
+	NodeServiceDiagnoseProcedure = "/vpcproxy.v1alpha1.NodeService/Diagnose"
 )
 
 // NodeServiceClient is a client for the vpcproxy.v1alpha1.NodeService service.
@@ -67,6 +69,9 @@ type NodeServiceClient interface {
 	// BGP tells whom the node speaks with, what it announces, and what it
 	// thinks of what it hears. FAILED_PRECONDITION in static mode.
 	BGP(context.Context, *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error)
+	// Diagnose looks at what the node's kernel, its packet filters and the ways
+	// to its peers are like. It changes nothing that lasts.
+	Diagnose(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the vpcproxy.v1alpha1.NodeService service. By
@@ -119,6 +124,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		diagnose: connect.NewClient[vpcproxyv1alpha1.DiagnoseRequest, vpcproxyv1alpha1.DiagnoseResponse](
+			httpClient,
+			baseURL+NodeServiceDiagnoseProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Diagnose")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -130,6 +141,7 @@ type nodeServiceClient struct {
 	confirmRemoval *connect.Client[vpcproxyv1alpha1.ConfirmRemovalRequest, vpcproxyv1alpha1.ConfirmRemovalResponse]
 	yield          *connect.Client[vpcproxyv1alpha1.YieldRequest, vpcproxyv1alpha1.YieldResponse]
 	bGP            *connect.Client[vpcproxyv1alpha1.BGPRequest, vpcproxyv1alpha1.BGPResponse]
+	diagnose       *connect.Client[vpcproxyv1alpha1.DiagnoseRequest, vpcproxyv1alpha1.DiagnoseResponse]
 }
 
 // NodeStatus calls vpcproxy.v1alpha1.NodeService.NodeStatus.
@@ -162,6 +174,11 @@ func (c *nodeServiceClient) BGP(ctx context.Context, req *connect.Request[vpcpro
 	return c.bGP.CallUnary(ctx, req)
 }
 
+// Diagnose calls vpcproxy.v1alpha1.NodeService.Diagnose.
+func (c *nodeServiceClient) Diagnose(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error) {
+	return c.diagnose.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the vpcproxy.v1alpha1.NodeService service.
 type NodeServiceHandler interface {
 	NodeStatus(context.Context, *connect.Request[vpcproxyv1alpha1.NodeStatusRequest]) (*connect.Response[vpcproxyv1alpha1.NodeStatusResponse], error)
@@ -179,6 +196,9 @@ type NodeServiceHandler interface {
 	// BGP tells whom the node speaks with, what it announces, and what it
 	// thinks of what it hears. FAILED_PRECONDITION in static mode.
 	BGP(context.Context, *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error)
+	// Diagnose looks at what the node's kernel, its packet filters and the ways
+	// to its peers are like. It changes nothing that lasts.
+	Diagnose(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -227,6 +247,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceDiagnoseHandler := connect.NewUnaryHandler(
+		NodeServiceDiagnoseProcedure,
+		svc.Diagnose,
+		connect.WithSchema(nodeServiceMethods.ByName("Diagnose")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vpcproxy.v1alpha1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceNodeStatusProcedure:
@@ -241,6 +267,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceYieldHandler.ServeHTTP(w, r)
 		case NodeServiceBGPProcedure:
 			nodeServiceBGPHandler.ServeHTTP(w, r)
+		case NodeServiceDiagnoseProcedure:
+			nodeServiceDiagnoseHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -272,4 +300,8 @@ func (UnimplementedNodeServiceHandler) Yield(context.Context, *connect.Request[v
 
 func (UnimplementedNodeServiceHandler) BGP(context.Context, *connect.Request[vpcproxyv1alpha1.BGPRequest]) (*connect.Response[vpcproxyv1alpha1.BGPResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.BGP is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Diagnose(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.Diagnose is not implemented"))
 }

@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
+	"github.com/vpcproxy/vpcproxy/internal/diagnose"
+)
+
+const traceLong = `Trace walks the way of one packet from a pod of this machine into a user VPC: what
+the kernel decides at each step, and where a packet that is sent just now, as the
+pod would, is seen and where it stops. It says why, and what mends it.
+
+With --proxy-socket the proxy is asked, too, and the walk goes on there. The probe
+opens a TCP connection half (one SYN), or with port 0 is a ping; the pod gets the
+answer and ignores it.`
+
+func (a *app) traceCommand() *cobra.Command {
+	var from, to, proxy string
+	c := &cobra.Command{
+		Use:     "trace --from POD|ADDRESS --to ADDRESS:PORT",
+		Short:   "Follow a packet from a pod to a user VPC and say where it stops",
+		Long:    traceLong,
+		Example: "  vpcproxyctl trace --from 10.244.1.5 --to 172.16.101.4:3306",
+		Args:    noArgs,
+	}
+	c.Flags().StringVar(&from, "from", "", "the pod's `address`, or the owner of its binding")
+	c.Flags().StringVar(&to, "to", "", "the server's `address` and TCP port; port 0, or none, for a ping")
+	addProxySocket(c, &proxy)
+	out := addFormat(c, formatJSON, formatYAML)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ctx, cancel := timeout(c, kernelTimeout)
+		defer cancel()
+		target, err := parseTarget(to)
+		if err != nil {
+			return err
+		}
+		pod, err := a.podAddress(ctx, from)
+		if err != nil {
+			return err
+		}
+		t, err := a.trace(ctx, pod, target, proxy)
+		if err != nil {
+			return err
+		}
+		if out.word != "" {
+			return errors.Join(a.write(encode(out, t)), traced(t))
+		}
+		return errors.Join(a.write([]byte(traceText(t)), nil), traced(t))
+	}
+	return c
+}
+
+func parseTarget(s string) (netip.AddrPort, error) {
+	if s == "" {
+		return netip.AddrPort{}, usagef("--to is missing; give an address and a port, such as 172.16.101.4:3306")
+	}
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(addr, 0), nil
+	}
+	target, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return target, usagef("--to: %q is not an address with a port, such as 172.16.101.4:3306", s)
+	}
+	return target, nil
+}
+
+// podAddress is the pod's address, or that of the binding with this owner.
+func (a *app) podAddress(ctx context.Context, s string) (netip.Addr, error) {
+	if s == "" {
+		return netip.Addr{}, usagef("--from is missing; give the pod's address, such as 10.244.1.5")
+	}
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return addr, nil
+	}
+	client, err := a.binder()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	resp, err := client.ListBindings(ctx, connect.NewRequest(&apiv1.ListBindingsRequest{}))
+	if err != nil {
+		return netip.Addr{}, a.nodeError(err)
+	}
+	for _, b := range resp.Msg.GetBindings() {
+		if b.GetOwner() == s {
+			return netip.ParseAddr(b.GetPodIp())
+		}
+	}
+	return netip.Addr{}, &exitError{codeNotFound, fmt.Errorf("--from: %q is neither an address nor the owner of a binding; see `vpcproxyctl get bindings`", s)}
+}
+
+// trace asks both ends at once: the proxy watches while the host sends.
+func (a *app) trace(ctx context.Context, pod netip.Addr, target netip.AddrPort, proxySocket string) (diagnose.Trace, error) {
+	var token [4]byte
+	if _, err := rand.Read(token[:]); err != nil {
+		return diagnose.Trace{}, err
+	}
+	probe := &apiv1.Probe{From: pod.String(), To: target.String(), Token: binary.BigEndian.Uint32(token[:])}
+	client, err := a.node()
+	if err != nil {
+		return diagnose.Trace{}, err
+	}
+	type answer struct {
+		side *diagnose.Side
+		err  error
+	}
+	far := make(chan answer, 1)
+	if proxySocket == "" {
+		far <- answer{}
+	} else {
+		other, err := a.nodeAt(proxySocket)
+		if err != nil {
+			return diagnose.Trace{}, err
+		}
+		go func() {
+			side, err := ask[diagnose.Side](ctx, other, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_WatchProbe{WatchProbe: &apiv1.WatchProbeRequest{Probe: probe}}})
+			far <- answer{side, err}
+		}()
+	}
+	host, err := ask[diagnose.Side](ctx, client, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_SendProbe{SendProbe: &apiv1.SendProbeRequest{Probe: probe}}})
+	if unavailable(err) {
+		return diagnose.Trace{From: pod, To: target, Hops: []diagnose.Hop{}, Findings: []diagnose.Finding{diagnose.AgentDown(a.nodeSocket, a.nodeError(err))}}, nil
+	} else if err != nil {
+		return diagnose.Trace{}, a.nodeError(err)
+	}
+	proxy := <-far
+	if proxy.err != nil {
+		a.message("warning: %v", callError("the proxy's node agent at "+proxySocket, proxy.err))
+	}
+	return diagnose.Explain(pod, target, host, proxy.side), nil
+}
+
+func traced(t diagnose.Trace) error {
+	if err := judged(t.Findings); err != nil || t.Reached {
+		return err
+	}
+	return &exitError{codeFound, errFound}
+}
+
+func traceText(t diagnose.Trace) string {
+	rows := make([][]string, 0, len(t.Hops))
+	for _, h := range t.Hops {
+		rows = append(rows, []string{h.Node, h.What, h.State, h.Detail})
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "from %s to %s\n", t.From, t.To)
+	b.Write(table(rows))
+	if t.Reached {
+		b.WriteString("reached, and answered\n")
+	} else {
+		b.WriteString("not reached\n")
+	}
+	b.WriteString(findingsText(t.Findings))
+	return b.String()
+}
