@@ -51,7 +51,7 @@ build: ## static programs in bin/
 test: export VPCPROXY_LAB := $(or $(VPCPROXY_LAB),fast)
 
 .PHONY: test
-test: setup test-unit test-netns ## all tests
+test: setup test-unit test-netns test-kube ## all tests
 
 .PHONY: test-unit
 test-unit: ## the tests that need no kernel of their own, with the race detector
@@ -60,6 +60,10 @@ test-unit: ## the tests that need no kernel of their own, with the race detector
 .PHONY: test-netns
 test-netns: build ## contract and scenario tests, on a kernel with GRE
 	scripts/test-netns $(if $(V),-v) $(if $(RUN),-n '$(RUN)') -t $(LIMIT) $(PKG)
+
+.PHONY: test-kube
+test-kube: ## manifests, RBAC and pods against a real Kubernetes API server, which is built once
+	scripts/test-kube $(if $(V),-v) $(if $(RUN),-run '$(RUN)')
 
 .PHONY: demo
 demo: setup build ## a pod reaches two VPCs that own the same subnet
