@@ -19,17 +19,22 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := cli.Run(ctx, cli.Deps{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Now: time.Now, Cleanup: cleanup}, os.Args[1:])
+	code := cli.Run(ctx, cli.Deps{
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Now: time.Now, Cleanup: onKernel(node.Cleanup), Release: onKernel(node.Release),
+	}, os.Args[1:])
 	stop()
 	os.Exit(code)
 }
 
-func cleanup(ctx context.Context, stateDirectory string, out io.Writer) error {
-	host, err := kernel.NewHost(kernel.HostOptions{})
-	if err != nil {
-		return err
+// onKernel has a command work on this machine's kernel.
+func onKernel(f func(context.Context, node.KindsOptions, io.Writer) error) func(context.Context, string, io.Writer) error {
+	return func(ctx context.Context, stateDirectory string, out io.Writer) error {
+		host, err := kernel.NewHost(kernel.HostOptions{})
+		if err != nil {
+			return err
+		}
+		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		err = f(ctx, node.KindsOptions{Host: host, StateDirectory: stateDirectory, Backend: "auto", IPTables: "auto", Log: log}, out)
+		return errors.Join(err, host.Close())
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	err = node.Cleanup(ctx, node.KindsOptions{Host: host, StateDirectory: stateDirectory, Backend: "auto", IPTables: "auto", Log: log}, out)
-	return errors.Join(err, host.Close())
 }

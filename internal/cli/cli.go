@@ -25,6 +25,8 @@ type Deps struct {
 	// writes what it removes. It may run twice. The state directory is the
 	// agent's.
 	Cleanup func(ctx context.Context, stateDirectory string, out io.Writer) error
+	// Release removes HaVips that an agent has left behind.
+	Release func(ctx context.Context, stateDirectory string, out io.Writer) error
 }
 
 // Environment variables that stand for flags; the agent's configuration has some

@@ -165,6 +165,14 @@ func TestNeverSeenNode(t *testing.T) {
 	}
 }
 
+func TestRelease(t *testing.T) {
+	b := newBench(t)
+	code, out, stderr := b.exec("node", "release", "--state-directory", "/s")
+	if code != 0 || out != "removed 3 links\n" || len(b.cleaned) != 1 || b.cleaned[0] != "/s" {
+		t.Errorf("exit code %d, %q, %q, %v", code, out, stderr, b.cleaned)
+	}
+}
+
 func TestCleanup(t *testing.T) {
 	b := newBench(t)
 	code, _, stderr := b.run("node", "cleanup", "--yes")

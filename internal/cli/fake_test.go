@@ -369,7 +369,7 @@ func (b *bench) exec(args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
 	code = Run(b.t.Context(), Deps{
 		In: bytes.NewBufferString(b.stdin), Out: &out, Err: &err, Now: func() time.Time { return now },
-		Cleanup: b.cleanup,
+		Cleanup: b.cleanup, Release: b.cleanup,
 	}, args)
 	return code, out.String(), err.String()
 }

@@ -16,7 +16,7 @@ func TestReference(t *testing.T) {
 		t.Setenv(name, "")
 	}
 	b := &bench{}
-	root := New(Deps{Cleanup: b.cleanup})
+	root := New(Deps{Cleanup: b.cleanup, Release: b.cleanup})
 	var out strings.Builder
 	out.WriteString("# vpcproxyctl\n\nThis page is made of the command's own help by `go test ./internal/cli -update`.\n\n")
 	out.WriteString(root.Long + "\n\n```text\n" + exitCodesHelp + "```\n\n## Flags of all commands\n\n" + flagTable(root.PersistentFlags()))

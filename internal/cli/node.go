@@ -25,6 +25,9 @@ func (a *app) nodeCommand() *cobra.Command {
 	if a.Cleanup != nil {
 		c.AddCommand(a.cleanupCommand())
 	}
+	if a.Release != nil {
+		c.AddCommand(a.releaseCommand())
+	}
 	return c
 }
 
@@ -56,6 +59,21 @@ func (a *app) printGivenUp(r *apiv1.ConfirmRemovalResponse) error {
 		fmt.Fprintf(&b, "attachment/%s given up\n", name)
 	}
 	return a.write([]byte(b.String()), nil)
+}
+
+func (a *app) releaseCommand() *cobra.Command {
+	var state string
+	c := &cobra.Command{
+		Use:   "release",
+		Short: "Remove the HaVips that an agent which was killed has left behind",
+		Long: "Release removes the addresses of proxy groups that vpcproxyd held on this machine when it was\n" +
+			"killed: by now another proxy holds them. An agent that starts does so itself; systemd runs this\n" +
+			"for one that does not. It may run twice, and not beside an agent.",
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.Release(c.Context(), state, a.Out) },
+	}
+	c.Flags().StringVar(&state, "state-directory", envOr(stateEnv, "/var/lib/vpcproxy"), "the agent's state `directory`; environment "+stateEnv)
+	return c
 }
 
 func (a *app) cleanupCommand() *cobra.Command {

@@ -16,6 +16,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/nft"
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+	"github.com/vpcproxy/vpcproxy/pkg/ha/vip"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/iptables"
 	"github.com/vpcproxy/vpcproxy/pkg/nat/nftables"
@@ -175,7 +176,10 @@ func Cleanup(ctx context.Context, o KindsOptions, out io.Writer) (err error) {
 	defer cancel()
 	running.Go(func() { _ = loop.Run(ctx) })
 	loop.SetDesired(desired.New())
-	removed := 0
+	removed, err := release(ctx, o.Host, out)
+	if err != nil {
+		return err
+	}
 	for range cleanupPasses {
 		pass, err := loop.Resync(ctx)
 		if err != nil {
@@ -200,6 +204,30 @@ func Cleanup(ctx context.Context, o KindsOptions, out io.Writer) (err error) {
 		}
 	}
 	return errors.New("not everything could be removed: run it again, and see `vpcproxyctl status` for what comes back")
+}
+
+// Release removes the HaVips that an agent which was killed has left on a
+// machine, and reports on out. It may run any number of times, but not beside an
+// agent, which may hold them rightly: then it returns ErrLocked.
+func Release(ctx context.Context, o KindsOptions, out io.Writer) (err error) {
+	unlock, err := Lock(o.StateDirectory)
+	switch {
+	case err == nil:
+		defer func() { err = errors.Join(err, unlock()) }()
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	_, err = release(ctx, o.Host, out)
+	return err
+}
+
+func release(ctx context.Context, host kernel.Host, out io.Writer) (int, error) {
+	n, err := vip.Sweep(ctx, host, func(string, kernel.Address) bool { return false })
+	if n > 0 {
+		_, failed := fmt.Fprintf(out, "removed %d HaVips\n", n)
+		err = errors.Join(err, failed)
+	}
+	return n, err
 }
 
 // cleanupPasses bounds the attempts: a namespace's links go only some time

@@ -30,7 +30,7 @@ func TestFailover(t *testing.T) {
 		name string
 		test func(*testing.T, *pair)
 	}{
-		{"stop", stopActive}, {"kill", killActive}, {"freeze", freezeActive}, {"power off", powerOffActive},
+		{"stop", stopActive}, {"kill", killActive}, {"release", releaseKilled}, {"freeze", freezeActive}, {"power off", powerOffActive},
 		{"interface of a VPC", unplugENI}, {"standby restarts", restartStandby},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.test(t, p) })
@@ -69,6 +69,21 @@ func killActive(t *testing.T, p *pair) {
 			t.Errorf("the new agent kept what it found for %v", lasted)
 		}
 	}
+	p.activeOn(t, 0)
+}
+
+// releaseKilled has an operator, or systemd, take away what a killed agent holds.
+func releaseKilled(t *testing.T, p *pair) {
+	active := p.agents["proxy1"]
+	if out, code := p.vpcproxyctl(t, active.Machine, "node", "release"); code == 0 {
+		t.Errorf("released beside an agent: %s", out)
+	}
+	active.kill(t)
+	if out := p.mustCtl(t, active.Machine, "node", "release"); !strings.Contains(out, "removed 3 HaVips") {
+		t.Errorf("released: %s", out)
+	}
+	p.activeOn(t, 1)
+	active.restart(t)
 	p.activeOn(t, 0)
 }
 

@@ -45,8 +45,12 @@ func newPlatform(t *testing.T, layout topo.Layout) *platform {
 	for _, h := range p.Hosts {
 		p.agents[h.Name].awaitReady(t)
 	}
-	p.apply(t, fmt.Sprintf("apiVersion: vpcproxy.io/v1alpha1\nkind: ProxyGroup\nmetadata: {name: g1}\nspec: {members: [%s]}\n",
-		strings.Join(members, ", ")))
+	elects := ""
+	if len(members) > 1 {
+		elects = fmt.Sprintf(", haVip: %s, vrid: 51, advertisementInterval: 300ms", outerVip)
+	}
+	p.apply(t, fmt.Sprintf("apiVersion: vpcproxy.io/v1alpha1\nkind: ProxyGroup\nmetadata: {name: g1}\nspec: {members: [%s]%s}\n",
+		strings.Join(members, ", "), elects))
 	return p
 }
 
