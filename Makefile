@@ -15,6 +15,9 @@ V ?=
 PKG ?= ./...
 # What one package of kernel tests may take.
 LIMIT ?= 25m
+# Faults that match area/name, and how long to draw them at random.
+FAULT ?=
+MINUTES ?= 10
 
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed 's/^v//')
 COMMANDS = $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
@@ -77,6 +80,14 @@ bench: setup build ## throughput, latency and programming times, beside the plai
 bench-ha: build ## failovers and session replication, beside keepalived and conntrackd
 	@scripts/setup --bench-ha
 	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/benchha $(ARGS)
+
+.PHONY: faults
+faults: setup build ## everything that can go wrong, one after the other; FAULT=REGEXP chooses
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/faults -run '$(FAULT)'
+
+.PHONY: soak
+soak: setup build ## faults at random for MINUTES=10, and what must hold throughout
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/faults -run '$(FAULT)' -soak $(MINUTES)m
 
 .PHONY: lint
 lint: ## vet, staticcheck, golangci-lint, govulncheck, shellcheck, gofmt

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// result is what became of the platform under a fault.
+type result struct {
+	fault    fault
+	stall    time.Duration // the longest that a pod waited that is not spared
+	sound    time.Duration // from the end of the fault until all was in place
+	problems []string
+}
+
+// matrix injects every fault once and reports.
+func (p *platform) matrix(ctx context.Context, faults []fault) error {
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("kernel %s\n\n", strings.TrimSpace(string(release)))
+	fmt.Println("| # | area | fault | injected by | must hold | longest wait | in place again after | |")
+	fmt.Println("|---|---|---|---|---|---|---|---|")
+	failed := 0
+	for i, f := range faults {
+		r, err := p.suffer(ctx, f)
+		if err != nil {
+			return fmt.Errorf("%s/%s: %w", f.area, f.name, err)
+		}
+		verdict := "held"
+		if len(r.problems) > 0 {
+			failed++
+			verdict = "**" + strings.Join(r.problems, "; ") + "**"
+		}
+		fmt.Printf("| %d | %s | %s | %s | %s | %v | %v | %s |\n", i+1, f.area, f.name, code(f.how()), f.holds,
+			r.stall.Round(time.Millisecond), r.sound.Round(time.Millisecond), strings.ReplaceAll(verdict, "|", "\\|"))
+	}
+	problems := p.complaints()
+	for _, line := range problems {
+		fmt.Printf("\nunexpected in the logs: %s\n", line)
+	}
+	fmt.Printf("\n%d faults, %d held\n", len(faults), len(faults)-failed)
+	if failed > 0 || len(problems) > 0 {
+		p.explain()
+		return fmt.Errorf("%d of %d faults did more harm than they may; %d unexpected errors in the logs", failed, len(faults), len(problems))
+	}
+	return nil
+}
+
+func code(s string) string {
+	if s == "" {
+		return "signals and processes"
+	}
+	return "`" + strings.ReplaceAll(s, "|", "\\|") + "`"
+}
+
+// suffer injects one fault, ends it, waits until all is in place again, and
+// judges. The error is the lab's; what the product did wrong is in the result.
+func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
+	r := result{fault: f}
+	if err := p.awaitSound(ctx, time.Minute); err != nil {
+		return r, fmt.Errorf("before it was injected: %w", err)
+	}
+	for _, probe := range p.probes {
+		probe.begin()
+	}
+	start := time.Now()
+	if err := f.inject(ctx, p); err != nil {
+		return r, fmt.Errorf("inject: %w", err)
+	}
+	lasts := usual
+	if f.lasts > 0 {
+		lasts = f.lasts
+	}
+	if f.holds.check != nil {
+		patient, cancel := context.WithTimeout(ctx, max(lasts, soundLimit))
+		if err := p.until(patient, func(ctx context.Context) error { return f.holds.check(ctx, p) }); err != nil {
+			r.problems = append(r.problems, err.Error())
+		}
+		cancel()
+	}
+	select {
+	case <-ctx.Done():
+		return r, context.Cause(ctx)
+	case <-time.After(time.Until(start.Add(lasts))):
+	}
+	if err := f.end(ctx, p); err != nil {
+		return r, fmt.Errorf("end: %w", err)
+	}
+	ended := time.Now()
+	if err := p.awaitSound(ctx, soundLimit); err != nil {
+		r.problems = append(r.problems, fmt.Sprintf("not in place again after %v: %v", soundLimit, err))
+	}
+	r.sound = time.Since(ended)
+	p.judge(&r, start)
+	return r, nil
+}
+
+// judge compares what was seen since a moment with what must hold.
+func (p *platform) judge(r *result, since time.Time) {
+	holds := r.fault.holds
+	limit := max(holds.stall, unnoticed)
+	for _, probe := range p.probes {
+		o := probe.outcome()
+		spared := slices.Contains(holds.spared, o.tenant)
+		if !spared {
+			r.stall = max(r.stall, o.stall)
+		}
+		switch {
+		case spared && o.stall > unnoticed:
+			r.problems = append(r.problems, fmt.Sprintf("%s of %s waited %v", o.pod, o.tenant, o.stall.Round(time.Millisecond)))
+		case !spared && !holds.refused && o.stall > limit:
+			r.problems = append(r.problems, fmt.Sprintf("%s waited %v", o.pod, o.stall.Round(time.Millisecond)))
+		}
+		if o.broken != nil && (!holds.broken || spared) {
+			r.problems = append(r.problems, fmt.Sprintf("the connection of %s: %v", o.pod, o.broken))
+		}
+		if o.wrong != nil {
+			r.problems = append(r.problems, o.wrong.Error())
+		}
+	}
+	if n, example := p.watch.leaks(); n > 0 {
+		r.problems = append(r.problems, fmt.Sprintf("%d packets left an ENI with a foreign source (%s)", n, example))
+	}
+	if both := p.watch.both(since); !holds.split && both > bothLimit {
+		r.problems = append(r.problems, fmt.Sprintf("two answered for a HaVip for %v", both.Round(time.Millisecond)))
+	}
+}
+
+// expected are the errors that a log may hold: what faults of the table cause.
+var expected = []string{
+	"controller", "no space left on device", "connection refused",
+}
+
+// complaints returns the lines of level ERROR that nobody expects.
+func (p *platform) complaints() []string {
+	var out []string
+	for name, a := range p.agents {
+		for line := range strings.Lines(a.process.Log()) {
+			if !strings.Contains(line, "level=ERROR") || slices.ContainsFunc(expected, func(e string) bool { return strings.Contains(line, e) }) {
+				continue
+			}
+			out = append(out, name+": "+strings.TrimSpace(line))
+		}
+	}
+	return out
+}

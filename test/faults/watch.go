@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
+)
+
+const (
+	// askEvery is how often neighbors ask who has a HaVip.
+	askEvery = 20 * time.Millisecond
+	// bothLimit is for how long two may answer for a HaVip: three intervals of
+	// 100 ms and the longest skew, and what the lab adds.
+	bothLimit = 550 * time.Millisecond
+)
+
+// watch sees what must never be: packets on the ENIs, and who has the HaVips.
+type watch struct {
+	enis   []*traffic.Capture
+	leaked int // that has been reported
+	askers map[string]*traffic.Asker
+}
+
+func startWatch(lab *topo.Lab) (*watch, error) {
+	w := &watch{askers: map[string]*traffic.Asker{}}
+	for _, x := range lab.Proxies {
+		for _, tenant := range tenants {
+			c, err := traffic.StartCapture(lab.VPCs[tenant].Machine, x.ENIs[tenant].Port, notFrom(x.ENIs[tenant].Address.Addr(), innerVip))
+			if err != nil {
+				return w, err
+			}
+			w.enis = append(w.enis, c)
+		}
+	}
+	outer, err := traffic.StartAsker(lab.Router, "proxies", outerVip, askEvery)
+	if err != nil {
+		return w, err
+	}
+	w.askers["underlay"] = outer
+	for _, tenant := range tenants {
+		inner, err := traffic.StartAsker(lab.VPCs[tenant].Machine, "subnet", innerVip, askEvery)
+		if err != nil {
+			return w, err
+		}
+		w.askers[tenant] = inner
+	}
+	return w, nil
+}
+
+// notFrom finds packets that left an ENI with a source that is not its own.
+func notFrom(own ...netip.Addr) func(traffic.Packet) bool {
+	return func(packet traffic.Packet) bool {
+		header, _, ok := packet.IPv4()
+		if !ok || packet.Outgoing {
+			return false
+		}
+		for _, a := range own {
+			if header.Source == a {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// leaks returns how many packets were found since it was asked last.
+func (w *watch) leaks() (int, string) {
+	total, example := 0, ""
+	for _, c := range w.enis {
+		n, found := c.Count()
+		total += n
+		if len(found) > 0 {
+			h, _, _ := found[len(found)-1].IPv4()
+			example = fmt.Sprintf("%s: %s to %s", c.Name, h.Source, h.Destination)
+		}
+	}
+	n := total - w.leaked
+	w.leaked = total
+	return n, example
+}
+
+// both is the longest time for which two held one HaVip, since a moment.
+func (w *watch) both(since time.Time) time.Duration {
+	var longest time.Duration
+	for _, a := range w.askers {
+		longest = max(longest, traffic.Overlap(traffic.Holders(a.Claims(since), 4*askEvery)))
+	}
+	return longest
+}
+
+// heldBy tells whether a proxy answers for all HaVips.
+func (w *watch) heldBy(x *topo.Proxy) error {
+	b := x.Underlay.As4()
+	want := map[string]string{"underlay": fmt.Sprintf("02:00:00:%02x:%02x:%02x", b[1], b[2], b[3])}
+	for _, tenant := range tenants {
+		want[tenant] = x.ENIs[tenant].MAC
+	}
+	for name, a := range w.askers {
+		claim := a.Last()
+		if ago := time.Since(claim.At); ago > 10*askEvery {
+			return fmt.Errorf("nobody answers for the HaVip of %s", name)
+		}
+		if claim.MAC != want[name] {
+			return fmt.Errorf("%s answers for the HaVip of %s, not %s of %s", claim.MAC, name, want[name], x.Name)
+		}
+	}
+	return nil
+}
+
+func (w *watch) stop() error {
+	for _, a := range w.askers {
+		a.Stop()
+	}
+	var errs []error
+	for _, c := range w.enis {
+		errs = append(errs, c.Stop())
+	}
+	return errors.Join(errs...)
+}
