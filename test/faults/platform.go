@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -155,7 +154,7 @@ func (p *platform) install(ctx context.Context) error {
 			return err
 		}
 		a := &agent{Machine: n.on, config: filepath.Join(p.files, n.on.Name+".yaml")}
-		lines := append(n.lines, "tls: {directory: "+filepath.Join(pki, n.on.Name)+"}")
+		lines := append(n.lines, "metrics: {address: '"+metricsAddress+"'}", "tls: {directory: "+filepath.Join(pki, n.on.Name)+"}")
 		if err := os.WriteFile(a.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 			return err
 		}
@@ -283,31 +282,10 @@ func (p *platform) sound(ctx context.Context) error {
 			return fmt.Errorf("vpcproxyd on %s has ended", name)
 		}
 		if name == p.lab.Control.Name {
-			continue
+			continue // it keeps no kernel
 		}
-		out, err := a.Run(ctx, program("vpcproxyctl"), "status", "--node-socket", "/run/vpcproxy/node.sock", "-o", "json")
-		if err != nil {
-			return err
-		}
-		var status struct {
-			InSync      bool
-			Held        string
-			Problems    []string
-			Attachments []struct {
-				Name, Message string
-				Ready         bool
-			}
-		}
-		if err := json.Unmarshal([]byte(out), &status); err != nil {
-			return fmt.Errorf("status of %s: %w", name, err)
-		}
-		if !status.InSync || status.Held != "" || len(status.Problems) > 0 {
-			return fmt.Errorf("%s is not in sync: %s %s", name, status.Held, strings.Join(status.Problems, "; "))
-		}
-		for _, at := range status.Attachments {
-			if !at.Ready {
-				return fmt.Errorf("%s: %s is not in place: %s", name, at.Name, at.Message)
-			}
+		if err := a.inPlace(ctx); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	if err := p.watch.heldBy(p.lab.Proxies[0]); err != nil {

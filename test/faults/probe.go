@@ -85,7 +85,7 @@ func (p *probe) note(answer traffic.Answer, err error) {
 func (p *probe) well() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ago := time.Since(p.last); ago > 5*probeEvery {
+	if ago := time.Since(p.last); ago > 10*probeEvery {
 		return fmt.Errorf("%s has had no answer for %v: %w", p.Name, ago.Round(time.Millisecond), p.failure)
 	}
 	if p.flow != nil && p.flow.Report().Err == nil {

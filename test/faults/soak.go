@@ -14,6 +14,7 @@ import (
 // What an agent may have more of after a soak than before, beside noise.
 const (
 	moreDescriptors = 16
+	moreGoroutines  = 40
 	moreMemory      = 24 << 20
 )
 
@@ -21,6 +22,7 @@ const (
 type weight struct {
 	pid         int
 	descriptors int
+	goroutines  int // 0 if it serves no metrics
 	memory      int64
 }
 
@@ -48,7 +50,7 @@ func (p *platform) soak(ctx context.Context, faults []fault, d time.Duration, se
 			failed++
 			fmt.Printf("%s  %s: %v\n", time.Now().Format(time.TimeOnly), name, r.problems)
 		}
-		heavy = append(heavy, p.weigh(first)...)
+		heavy = append(heavy, p.weigh(ctx, first)...)
 	}
 	names := make([]string, 0, len(count))
 	total := 0
@@ -74,7 +76,7 @@ func (p *platform) soak(ctx context.Context, faults []fault, d time.Duration, se
 
 // weigh compares what agents take with what they took when they had just
 // started.
-func (p *platform) weigh(first map[string]weight) []error {
+func (p *platform) weigh(ctx context.Context, first map[string]weight) []error {
 	var errs []error
 	for name, a := range p.agents {
 		now := weight{pid: a.process.Pid()}
@@ -88,6 +90,9 @@ func (p *platform) weigh(first map[string]weight) []error {
 			errs = append(errs, err)
 			continue
 		}
+		if metrics, err := a.scrape(ctx); err == nil && len(metrics["go_goroutines"].GetMetric()) == 1 {
+			now.goroutines = int(metrics["go_goroutines"].GetMetric()[0].GetGauge().GetValue())
+		}
 		then, ok := first[name]
 		if !ok || then.pid != now.pid {
 			first[name] = now
@@ -95,6 +100,10 @@ func (p *platform) weigh(first map[string]weight) []error {
 		}
 		if now.descriptors > then.descriptors+moreDescriptors {
 			errs = append(errs, fmt.Errorf("vpcproxyd on %s has %d descriptors open, and had %d", name, now.descriptors, then.descriptors))
+			first[name] = now
+		}
+		if then.goroutines > 0 && now.goroutines > then.goroutines+moreGoroutines {
+			errs = append(errs, fmt.Errorf("vpcproxyd on %s has %d goroutines, and had %d", name, now.goroutines, then.goroutines))
 			first[name] = now
 		}
 		if now.memory > 2*then.memory+moreMemory {
