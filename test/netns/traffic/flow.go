@@ -78,7 +78,7 @@ func (f *Flow) Report() FlowReport {
 // closes the connection and returns the last report.
 func (f *Flow) Stop(patience time.Duration) FlowReport {
 	close(f.stop)
-	_ = f.conn.SetReadDeadline(time.Now().Add(patience))
+	_ = f.conn.SetDeadline(time.Now().Add(patience)) // the sender may be stuck, too
 	f.tasks.Wait()
 	_ = f.conn.Close()
 	f.mu.Lock()
