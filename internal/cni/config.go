@@ -47,9 +47,9 @@ type config struct {
 // podArgs are what kubelet's runtime tells in CNI_ARGS.
 type podArgs struct {
 	types.CommonArgs
-	K8S_POD_NAMESPACE types.UnmarshallableString
-	K8S_POD_NAME      types.UnmarshallableString
-	K8S_POD_UID       types.UnmarshallableString
+	K8S_POD_NAMESPACE types.UnmarshallableString //nolint:staticcheck // a key of CNI_ARGS, found by this name
+	K8S_POD_NAME      types.UnmarshallableString //nolint:staticcheck // a key of CNI_ARGS, found by this name
+	K8S_POD_UID       types.UnmarshallableString //nolint:staticcheck // a key of CNI_ARGS, found by this name
 }
 
 func invalid(format string, args ...any) error {

@@ -9,7 +9,7 @@ import (
 
 // The numbers of ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 const (
-	msgNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0
+	msgNew    = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW is 0
 	msgGet    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 	msgDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 	msgStats  = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5

@@ -105,8 +105,8 @@ func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, used
 	switch {
 	case o.Backend == "iptables" && err != nil:
 		return nil, nil, err
-	case o.Backend == "nftables" && err != nil:
-		return nat.NewExclusive(tables), nil, nil
+	case o.Backend == "nftables" && err != nil: // no iptables, and nothing of ours in it
+		return nat.NewExclusive(tables), nil, nil //nolint:nilerr // it is not needed
 	case o.Backend == "nftables":
 		return nat.NewExclusive(tables, nat.Other{Name: "iptables", Backend: old}), nil, nil
 	case err != nil:

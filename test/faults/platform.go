@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -209,6 +210,9 @@ func (p *platform) ctl(ctx context.Context, args ...string) error {
 	return err
 }
 
+// patience is the pause between two looks: each runs a program.
+const patience = 200 * time.Millisecond
+
 // until repeats something until it succeeds.
 func (p *platform) until(ctx context.Context, do func(context.Context) error) error {
 	for {
@@ -219,7 +223,7 @@ func (p *platform) until(ctx context.Context, do func(context.Context) error) er
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(patience):
 		}
 	}
 }
@@ -274,18 +278,12 @@ func revive(names ...string) func(context.Context, *platform) error {
 	}
 }
 
-// sound tells whether every agent has all in place, and the preferred proxy
-// the HaVips.
+// sound tells whether every agent has all in place, as the controller knows
+// it, the preferred proxy the HaVips, and every pod an answer.
 func (p *platform) sound(ctx context.Context) error {
 	for name, a := range p.agents {
 		if !a.process.Running() {
 			return fmt.Errorf("vpcproxyd on %s has ended", name)
-		}
-		if name == p.lab.Control.Name {
-			continue // it keeps no kernel
-		}
-		if err := a.inPlace(ctx); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	if err := p.watch.heldBy(p.lab.Proxies[0]); err != nil {
@@ -294,6 +292,43 @@ func (p *platform) sound(ctx context.Context) error {
 	for _, probe := range p.probes {
 		if err := probe.well(); err != nil {
 			return err
+		}
+	}
+	return p.inPlace(ctx)
+}
+
+// inPlace asks the controller.
+func (p *platform) inPlace(ctx context.Context) error {
+	out, err := p.lab.Control.Run(ctx, program("vpcproxyctl"), "status", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var status struct {
+		Held  string
+		Nodes []struct {
+			Name, Held        string
+			Connected, InSync bool
+			Problems          []string
+			Attachments       []struct {
+				Name, Message string
+				Ready         bool
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	if status.Held != "" {
+		return errors.New(status.Held)
+	}
+	for _, n := range status.Nodes {
+		if !n.Connected || !n.InSync || n.Held != "" || len(n.Problems) > 0 {
+			return fmt.Errorf("%s: connected %t, in sync %t %s %s", n.Name, n.Connected, n.InSync, n.Held, strings.Join(n.Problems, "; "))
+		}
+		for _, at := range n.Attachments {
+			if !at.Ready {
+				return fmt.Errorf("%s: %s is not in place: %s", n.Name, at.Name, at.Message)
+			}
 		}
 	}
 	return nil

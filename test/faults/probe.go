@@ -26,16 +26,15 @@ type probe struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	mu       sync.Mutex
-	begun    time.Time // of the period that is looked at
-	last     time.Time // answer
-	longest  time.Duration
-	asked    int
-	failed   int
-	failure  error // the last
-	wrong    error // an answer that must not be; the first
-	flow     *traffic.Flow
-	flowFrom traffic.FlowReport
+	mu      sync.Mutex
+	begun   time.Time // of the period that is looked at
+	last    time.Time // answer
+	longest time.Duration
+	asked   int
+	failed  int
+	failure error // the last
+	wrong   error // an answer that must not be; the first
+	flow    *traffic.Flow
 }
 
 func startProbe(m *topo.Machine, tenant string) *probe {

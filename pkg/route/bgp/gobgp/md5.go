@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,11 @@ func probeMD5(ctx context.Context, local netip.Addr) error {
 		return fmt.Errorf("listen on %s: %w", local, err)
 	}
 	defer func() { _ = l.Close() }()
-	raw, err := l.(*net.TCPListener).SyscallConn()
+	socket, ok := l.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("listen on %s: %T has no socket", local, l)
+	}
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}
