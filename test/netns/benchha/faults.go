@@ -67,9 +67,10 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, flows int) (
 		}
 		o, err := s.fault(ctx, crowd, asker, f.inject)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.name, err)
+			return all, fmt.Errorf("%s: %w", f.name, err)
 		}
 		o.fault, o.interval = f.name, interval
+		s.progress("%+v", o)
 		all = append(all, o)
 		if o.lost > 0 { // the next fault gets a whole crowd, too
 			crowd.Stop()

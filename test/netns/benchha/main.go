@@ -67,6 +67,7 @@ func run(ctx context.Context, s sizes) (err error) {
 	fmt.Printf("kernel %s, %d processors; %d TCP connections and a UDP echo during the faults\n\n",
 		strings.TrimSpace(string(release)), runtime.NumCPU(), s.flows)
 	var all []*results
+	var failed []error
 	for _, kind := range []struct {
 		name string
 		make func(context.Context, string) (*stack, error)
@@ -76,12 +77,12 @@ func run(ctx context.Context, s sizes) (err error) {
 		}
 		r, err := measure(ctx, filepath.Join(files, kind.name), s, kind.make)
 		if err != nil {
-			return err
+			failed = append(failed, fmt.Errorf("%s: %w", kind.name, err))
 		}
 		all = append(all, r)
 	}
 	print(all, s)
-	return nil
+	return errors.Join(failed...)
 }
 
 // makeRoom lets the machines' tables hold all flows: the table is one for all
@@ -101,60 +102,63 @@ type results struct {
 	loads  []load
 }
 
+// measure returns what has been measured, also when something failed.
 func measure(ctx context.Context, files string, s sizes, make func(context.Context, string) (*stack, error)) (r *results, err error) {
+	r = &results{}
 	st, err := make(ctx, files)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
+	r.stack = st.name
 	defer func() {
 		if err != nil {
 			st.explain(os.Stderr)
-			err = fmt.Errorf("%s: %w", st.name, err)
 		}
 		err = errors.Join(err, st.lab.Close())
 	}()
-	r = &results{stack: st.name}
+	for _, interval := range []time.Duration{100 * time.Millisecond, 30 * time.Millisecond} {
+		got, err := st.faults(ctx, interval, s.flows)
+		r.faults = append(r.faults, got...)
+		if err != nil {
+			return r, err
+		}
+	}
+	st.interval = relaxed
 	for range s.rounds {
 		for _, replicated := range []bool{false, true} {
 			got, err := st.newConnections(ctx, replicated)
 			if err != nil {
-				return nil, err
+				return r, err
 			}
+			st.progress("replicated %t: %.0f UDP flows/s, %.0f TCP connections/s", replicated, got.udp, got.tcp)
 			r.rates = append(r.rates, got)
 		}
 	}
 	for _, n := range s.entries {
 		l, err := st.load(ctx, n, s.hold)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
+		st.progress("%+v", l)
 		r.loads = append(r.loads, l)
-	}
-	for _, interval := range []time.Duration{100 * time.Millisecond, 30 * time.Millisecond} {
-		got, err := st.faults(ctx, interval, s.flows)
-		if err != nil {
-			return nil, err
-		}
-		r.faults = append(r.faults, got...)
 	}
 	return r, nil
 }
 
 // print prints all results, the stacks' beside each other.
 func print(all []*results, s sizes) {
-	if len(all) == 0 {
-		return
-	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "FAULT\tADVERTS\tSTACK\tDETECTION\tUDP STALL\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST")
-	for i := range all[0].faults {
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(table, format+"\n", args...) }
+	line("FAULT\tADVERTS\tSTACK\tDETECTION\tUDP STALL\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST")
+	for i := range 6 {
 		for _, r := range all {
-			o := r.faults[i]
-			_, _ = fmt.Fprintf(table, "%s\t%v\t%s\t%v\t%v\t%v\t%v\t%d of %d\n", o.fault, o.interval, r.stack, ms(o.detection), ms(o.stall),
-				ms(o.median), ms(o.longest), o.lost, s.flows)
+			if i < len(r.faults) {
+				o := r.faults[i]
+				line("%s\t%v\t%s\t%v\t%v\t%v\t%v\t%d of %d", o.fault, o.interval, r.stack, ms(o.detection), ms(o.stall), ms(o.median), ms(o.longest), o.lost, s.flows)
+			}
 		}
 	}
-	_, _ = fmt.Fprintln(table, "\nNEW CONNECTIONS\tSTACK\tALONE\tREPLICATED\tRATIO")
+	line("\nNEW CONNECTIONS\tSTACK\tALONE\tREPLICATED\tRATIO")
 	for _, kind := range []struct {
 		name string
 		of   func(rates) float64
@@ -165,15 +169,18 @@ func print(all []*results, s sizes) {
 				without, with = append(without, kind.of(r.rates[i])), append(with, kind.of(r.rates[i+1]))
 				ratio = append(ratio, kind.of(r.rates[i+1])/kind.of(r.rates[i]))
 			}
-			_, _ = fmt.Fprintf(table, "%s\t%s\t%.0f/s\t%.0f/s\t%.2f\n", kind.name, r.stack, median(without), median(with), median(ratio))
+			if len(ratio) > 0 {
+				line("%s\t%s\t%.0f/s\t%.0f/s\t%.2f", kind.name, r.stack, median(without), median(with), median(ratio))
+			}
 		}
 	}
-	_, _ = fmt.Fprintln(table, "\nENTRIES\tSTACK\tCPU TO REPLICATE, ACTIVE\tSTANDBY\tCPU PER MINUTE AFTER, ACTIVE\tSTANDBY\tMEMORY, ACTIVE\tSTANDBY\tWITHOUT ENTRIES")
-	for i := range all[0].loads {
+	line("\nENTRIES\tSTACK\tCPU TO REPLICATE, ACTIVE\tSTANDBY\tCPU PER MINUTE AFTER, ACTIVE\tSTANDBY\tMEMORY, ACTIVE\tSTANDBY\tWITHOUT ENTRIES")
+	for i := range s.entries {
 		for _, r := range all {
-			l := r.loads[i]
-			_, _ = fmt.Fprintf(table, "%d\t%s\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB\n", l.entries, r.stack, ms(l.fill[0]), ms(l.fill[1]),
-				ms(l.after[0]), ms(l.after[1]), l.memory[0], l.memory[1], l.idle)
+			if i < len(r.loads) {
+				l := r.loads[i]
+				line("%d\t%s\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB", l.entries, r.stack, ms(l.fill[0]), ms(l.fill[1]), ms(l.after[0]), ms(l.after[1]), l.memory[0], l.memory[1], l.idle)
+			}
 		}
 	}
 	_ = table.Flush()

@@ -110,7 +110,8 @@ func (s *stack) flood() (rate float64, err error) {
 	return float64(after-before) / took.Seconds(), err
 }
 
-// received is how many packets the server's interface has received.
+// received is how many packets have come to the server's network from the
+// proxies.
 func (s *stack) received() (n uint64, err error) {
 	err = s.server().InNetwork(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/dev")
@@ -119,13 +120,16 @@ func (s *stack) received() (n uint64, err error) {
 		}
 		for line := range bytes.Lines(b) {
 			name, rest, ok := strings.Cut(strings.TrimSpace(string(line)), ":")
-			if !ok || name != "subnet" {
+			if !ok || !strings.HasPrefix(name, "proxy") {
 				continue
 			}
-			n, err = strconv.ParseUint(strings.Fields(rest)[1], 10, 64)
-			return err
+			packets, err := strconv.ParseUint(strings.Fields(rest)[1], 10, 64)
+			if err != nil {
+				return err
+			}
+			n += packets
 		}
-		return errors.New("the server has no interface subnet")
+		return nil
 	})
 	return n, err
 }

@@ -165,3 +165,8 @@ func (s *stack) explain(w io.Writer) {
 		}
 	}
 }
+
+// progress says what has been measured: all of it takes a quarter of an hour.
+func (s *stack) progress(format string, args ...any) {
+	_, _ = fmt.Fprintf(os.Stderr, s.name+": "+format+"\n", args...)
+}
