@@ -135,6 +135,9 @@ func (t *nodeTask) groupReports() []*apiv1.GroupReport {
 	var out []*apiv1.GroupReport
 	for _, s := range t.elections.Status() {
 		r := &apiv1.GroupReport{Name: s.Election.Group, Problem: s.Problem}
+		if len(s.Election.Peers) > 0 {
+			r.Sessions = t.sessions.report(s.Election.Group)
+		}
 		if s.Problem == "" {
 			r.State, r.Priority, r.Active = s.Node.State.String(), uint32(s.Node.Priority), s.ActiveNode(t.cfg.Node)
 			r.Since, r.Reason, r.Down, r.Transitions = timestamppb.New(s.Since), s.Node.Why, s.Node.Down, s.Stats.Transitions

@@ -101,7 +101,7 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		options.Plan.BGP, options.Plan.IdleSeconds = &t.routing.peering.BGP, uint32(a.cfg.BGP.FlowIdle/time.Second)
 	}
 	if a.cfg.HasRole(intent.RoleProxy) {
-		if t.sessions, err = newSessions(ctx, a.cfg, a.credentials, a.log); err != nil {
+		if t.sessions, err = newSessions(ctx, a.cfg, a.credentials, t.report, a.log); err != nil {
 			return err
 		}
 		a.close = append(a.close, t.sessions.Close)

@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
 	"github.com/vpcproxy/vpcproxy/internal/config"
 	"github.com/vpcproxy/vpcproxy/internal/election"
 	"github.com/vpcproxy/vpcproxy/internal/nft"
@@ -27,12 +31,16 @@ type sessions struct {
 	port    uint16
 	log     *slog.Logger
 	warn    sync.Once
+	changed func() // after somebody has got, or lost, a whole copy
 }
+
+// lookEvery is how soon a report of who has a copy may be late.
+const lookEvery = 2 * time.Second
 
 // newSessions opens the listener. Without certificates there is none: static
 // intent needs them for nothing else, and a group that needs them says so.
-func newSessions(ctx context.Context, cfg *config.Config, load func() (*pki.Credentials, error), log *slog.Logger) (*sessions, error) {
-	s := &sessions{log: log}
+func newSessions(ctx context.Context, cfg *config.Config, load func() (*pki.Credentials, error), changed func(), log *slog.Logger) (*sessions, error) {
+	s := &sessions{log: log, changed: changed}
 	if cfg.HA.SessionListen == config.Off {
 		s.why = "ha.sessionListen is off"
 		return s, nil
@@ -85,7 +93,47 @@ func (s *sessions) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	looking.Go(func() { s.look(ctx) })
 	return s.manager.Run(ctx)
+}
+
+// look tells when the copies change.
+func (s *sessions) look(ctx context.Context) {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	before := map[string]string{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := map[string]string{}
+		for _, g := range s.manager.Status() {
+			now[g.Group] = strings.Join(g.Standbys, " ")
+		}
+		if !maps.Equal(before, now) {
+			before = now
+			s.changed()
+		}
+	}
+}
+
+// report tells how far a group's connections are replicated.
+func (s *sessions) report(group string) *apiv1.SessionReport {
+	if s.manager == nil {
+		return &apiv1.SessionReport{Problem: s.why}
+	}
+	for _, g := range s.manager.Status() {
+		if g.Group == group {
+			return &apiv1.SessionReport{Copies: g.Standbys, Entries: uint64(g.Entries), Pending: uint64(g.Pending)}
+		}
+	}
+	return &apiv1.SessionReport{} // the election has only begun
 }
 
 // follow takes over what the elections say. It does not wait.

@@ -21,7 +21,8 @@ func (a *app) haCommand() *cobra.Command {
 }
 
 const haStatusLong = `Status shows what every proxy is in the election of each of its groups, as the
-controller knows it.
+controller knows it; and under SESSIONS who keeps its connections when it ends, or
+whose it keeps.
 
 With --node-socket, and where no controller is configured or answers on its
 default socket, it shows what this machine is, as its node agent knows it.`
@@ -99,6 +100,15 @@ type electionJSON struct {
 	Discrepancies []string   `json:"discrepancies"`
 	Problem       string     `json:"problem"`
 	Transitions   uint64     `json:"transitions"`
+	// Sessions is absent in a group of one.
+	Sessions *sessionsJSON `json:"sessions,omitempty"`
+}
+
+type sessionsJSON struct {
+	Copies  []string `json:"copies"`
+	Entries uint64   `json:"entries"`
+	Pending uint64   `json:"pending"`
+	Problem string   `json:"problem"`
 }
 
 func electionsJSON(reports []*apiv1.NodeReport) []electionJSON {
@@ -111,6 +121,9 @@ func electionsJSON(reports []*apiv1.NodeReport) []electionJSON {
 		if g.GetSince() != nil {
 			t := g.GetSince().AsTime()
 			e.Since = &t
+		}
+		if s := g.GetSessions(); s != nil {
+			e.Sessions = &sessionsJSON{Copies: list(s.GetCopies()), Entries: s.GetEntries(), Pending: s.GetPending(), Problem: s.GetProblem()}
 		}
 		out = append(out, e)
 	})
@@ -146,7 +159,7 @@ func electionOf(r *apiv1.NodeReport, group string) *apiv1.GroupReport {
 
 // elections is the table for people.
 func (a *app) elections(reports []*apiv1.NodeReport) []byte {
-	rows := [][]string{{"GROUP", "NODE", "STATE", "PRIORITY", "FOR", "ACTIVE", "MESSAGE"}}
+	rows := [][]string{{"GROUP", "NODE", "STATE", "PRIORITY", "FOR", "ACTIVE", "SESSIONS", "MESSAGE"}}
 	eachElection(reports, func(r *apiv1.NodeReport, g *apiv1.GroupReport) {
 		state, age := g.GetState(), "-"
 		switch {
@@ -159,9 +172,26 @@ func (a *app) elections(reports []*apiv1.NodeReport) []byte {
 			age = a.age(g.GetSince().AsTime())
 		}
 		rows = append(rows, []string{g.GetName(), r.GetNode(), orDash(state), strconv.FormatUint(uint64(g.GetPriority()), 10), age,
-			orDash(g.GetActive()), orDash(electionMessage(g))})
+			orDash(g.GetActive()), sessionsWord(g), orDash(electionMessage(g))})
 	})
 	return table(rows)
+}
+
+// sessionsWord tells where connections go on if this proxy, being active, ends; or
+// whose connections it would go on with.
+func sessionsWord(g *apiv1.GroupReport) string {
+	s := g.GetSessions()
+	switch {
+	case s == nil:
+		return "-"
+	case s.GetProblem() != "":
+		return "not kept"
+	case len(s.GetCopies()) == 0:
+		return "no copy"
+	case g.GetState() == "Active":
+		return "kept by " + strings.Join(s.GetCopies(), ", ")
+	}
+	return "copy of " + strings.Join(s.GetCopies(), ", ")
 }
 
 // electionMessage is what matters most: what is wrong, or why the state is.
@@ -173,6 +203,8 @@ func electionMessage(g *apiv1.GroupReport) string {
 		return strings.Join(g.GetDiscrepancies(), "; ")
 	case len(g.GetDown()) > 0:
 		return "down: " + strings.Join(g.GetDown(), ", ")
+	case g.GetSessions().GetProblem() != "":
+		return "connections end in a failover: " + g.GetSessions().GetProblem()
 	}
 	return g.GetReason()
 }

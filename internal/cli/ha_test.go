@@ -17,11 +17,17 @@ func (b *bench) elect() {
 	b.control.status = &apiv1.StatusResponse{Nodes: []*apiv1.NodeReport{
 		{Node: "host-a", Connected: true},
 		{Node: "proxy-a", Connected: true, Groups: []*apiv1.GroupReport{
-			{Name: "blue", State: "Active", Priority: 200, Active: "proxy-a", Since: since, Reason: "no advert for the down interval", Transitions: 2},
+			{Name: "blue", State: "Active", Priority: 200, Active: "proxy-a", Since: since, Reason: "no advert for the down interval", Transitions: 2,
+				Sessions: &apiv1.SessionReport{Copies: []string{"proxy-b"}, Entries: 120, Pending: 3}},
 			{Name: "red", Problem: "no interface has the underlay address 192.168.4.4"},
 		}},
 		{Node: "proxy-b", Groups: []*apiv1.GroupReport{
-			{Name: "blue", State: "Fault", Priority: 1, Active: "proxy-a", Since: since, Down: []string{"eni"}, Reason: "drained"},
+			{Name: "blue", State: "Fault", Priority: 1, Active: "proxy-a", Since: since, Down: []string{"eni"}, Reason: "drained",
+				Sessions: &apiv1.SessionReport{Copies: []string{"proxy-a"}, Entries: 117}},
+		}},
+		{Node: "proxy-c", Connected: true, Groups: []*apiv1.GroupReport{
+			{Name: "red", State: "Backup", Priority: 100, Active: "proxy-d", Since: since, Reason: "started",
+				Sessions: &apiv1.SessionReport{Problem: "tls.directory is empty"}},
 		}},
 	}}
 	b.node.status.Report.Groups = b.control.status.Nodes[1].Groups

@@ -1447,6 +1447,7 @@ type GroupReport struct {
 	Discrepancies []string               `protobuf:"bytes,8,rep,name=discrepancies,proto3" json:"discrepancies,omitempty"` // HaVips that are not where they are elected to
 	Problem       string                 `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`             // why there is no election; "" if there is
 	Transitions   uint64                 `protobuf:"varint,10,opt,name=transitions,proto3" json:"transitions,omitempty"`   // changes of state since the agent started
+	Sessions      *SessionReport         `protobuf:"bytes,11,opt,name=sessions,proto3" json:"sessions,omitempty"`          // absent in a group of one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1551,6 +1552,83 @@ func (x *GroupReport) GetTransitions() uint64 {
 	return 0
 }
 
+func (x *GroupReport) GetSessions() *SessionReport {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+// SessionReport is how far a group's connections are replicated.
+type SessionReport struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Problem string                 `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"` // why they are not; "" if they are
+	// Of an active proxy, who has a whole copy; otherwise whose copy it has.
+	Copies        []string `protobuf:"bytes,2,rep,name=copies,proto3" json:"copies,omitempty"`
+	Entries       uint64   `protobuf:"varint,3,opt,name=entries,proto3" json:"entries,omitempty"` // connections, when this was reported
+	Pending       uint64   `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"` // of them, those that not every standby is known to have
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionReport) Reset() {
+	*x = SessionReport{}
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionReport) ProtoMessage() {}
+
+func (x *SessionReport) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionReport.ProtoReflect.Descriptor instead.
+func (*SessionReport) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SessionReport) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *SessionReport) GetCopies() []string {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+func (x *SessionReport) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *SessionReport) GetPending() uint64 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
 type AttachmentReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1563,7 +1641,7 @@ type AttachmentReport struct {
 
 func (x *AttachmentReport) Reset() {
 	*x = AttachmentReport{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1653,7 @@ func (x *AttachmentReport) String() string {
 func (*AttachmentReport) ProtoMessage() {}
 
 func (x *AttachmentReport) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[22]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1666,7 @@ func (x *AttachmentReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentReport.ProtoReflect.Descriptor instead.
 func (*AttachmentReport) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{22}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachmentReport) GetName() string {
@@ -1634,7 +1712,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1724,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[23]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1737,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{23}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchRequest) GetNode() *structpb.Struct {
@@ -1688,7 +1766,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[24]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1778,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[24]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1791,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{24}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchResponse) GetSnapshot() []byte {
@@ -1739,7 +1817,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[25]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1829,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[25]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1842,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{25}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportRequest) GetReport() *NodeReport {
@@ -1782,7 +1860,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[26]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1794,7 +1872,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[26]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +1885,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{26}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{27}
 }
 
 type ConfirmRemovalRequest struct {
@@ -1818,7 +1896,7 @@ type ConfirmRemovalRequest struct {
 
 func (x *ConfirmRemovalRequest) Reset() {
 	*x = ConfirmRemovalRequest{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[27]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1908,7 @@ func (x *ConfirmRemovalRequest) String() string {
 func (*ConfirmRemovalRequest) ProtoMessage() {}
 
 func (x *ConfirmRemovalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[27]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1921,7 @@ func (x *ConfirmRemovalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRemovalRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRemovalRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{27}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{28}
 }
 
 type ConfirmRemovalResponse struct {
@@ -1855,7 +1933,7 @@ type ConfirmRemovalResponse struct {
 
 func (x *ConfirmRemovalResponse) Reset() {
 	*x = ConfirmRemovalResponse{}
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[28]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1945,7 @@ func (x *ConfirmRemovalResponse) String() string {
 func (*ConfirmRemovalResponse) ProtoMessage() {}
 
 func (x *ConfirmRemovalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[28]
+	mi := &file_vpcproxy_v1alpha1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +1958,7 @@ func (x *ConfirmRemovalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRemovalResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmRemovalResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{28}
+	return file_vpcproxy_v1alpha1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ConfirmRemovalResponse) GetRemoved() []string {
@@ -1995,7 +2073,7 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1e\n" +
 	"\n" +
 	"attachment\x18\x05 \x01(\tR\n" +
-	"attachment\"\xab\x02\n" +
+	"attachment\"\xe9\x02\n" +
 	"\vGroupReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
@@ -2007,7 +2085,13 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\rdiscrepancies\x18\b \x03(\tR\rdiscrepancies\x12\x18\n" +
 	"\aproblem\x18\t \x01(\tR\aproblem\x12 \n" +
 	"\vtransitions\x18\n" +
-	" \x01(\x04R\vtransitions\"j\n" +
+	" \x01(\x04R\vtransitions\x12<\n" +
+	"\bsessions\x18\v \x01(\v2 .vpcproxy.v1alpha1.SessionReportR\bsessions\"u\n" +
+	"\rSessionReport\x12\x18\n" +
+	"\aproblem\x18\x01 \x01(\tR\aproblem\x12\x16\n" +
+	"\x06copies\x18\x02 \x03(\tR\x06copies\x12\x18\n" +
+	"\aentries\x18\x03 \x01(\x04R\aentries\x12\x18\n" +
+	"\apending\x18\x04 \x01(\x04R\apending\"j\n" +
 	"\x10AttachmentReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -2057,7 +2141,7 @@ func file_vpcproxy_v1alpha1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_vpcproxy_v1alpha1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_vpcproxy_v1alpha1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_vpcproxy_v1alpha1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_vpcproxy_v1alpha1_control_proto_goTypes = []any{
 	(Outcome)(0),                    // 0: vpcproxy.v1alpha1.Outcome
 	(FieldProblem_Reason)(0),        // 1: vpcproxy.v1alpha1.FieldProblem.Reason
@@ -2083,60 +2167,62 @@ var file_vpcproxy_v1alpha1_control_proto_goTypes = []any{
 	(*NodeReport)(nil),              // 21: vpcproxy.v1alpha1.NodeReport
 	(*Interface)(nil),               // 22: vpcproxy.v1alpha1.Interface
 	(*GroupReport)(nil),             // 23: vpcproxy.v1alpha1.GroupReport
-	(*AttachmentReport)(nil),        // 24: vpcproxy.v1alpha1.AttachmentReport
-	(*WatchRequest)(nil),            // 25: vpcproxy.v1alpha1.WatchRequest
-	(*WatchResponse)(nil),           // 26: vpcproxy.v1alpha1.WatchResponse
-	(*ReportRequest)(nil),           // 27: vpcproxy.v1alpha1.ReportRequest
-	(*ReportResponse)(nil),          // 28: vpcproxy.v1alpha1.ReportResponse
-	(*ConfirmRemovalRequest)(nil),   // 29: vpcproxy.v1alpha1.ConfirmRemovalRequest
-	(*ConfirmRemovalResponse)(nil),  // 30: vpcproxy.v1alpha1.ConfirmRemovalResponse
-	(*structpb.Struct)(nil),         // 31: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
+	(*SessionReport)(nil),           // 24: vpcproxy.v1alpha1.SessionReport
+	(*AttachmentReport)(nil),        // 25: vpcproxy.v1alpha1.AttachmentReport
+	(*WatchRequest)(nil),            // 26: vpcproxy.v1alpha1.WatchRequest
+	(*WatchResponse)(nil),           // 27: vpcproxy.v1alpha1.WatchResponse
+	(*ReportRequest)(nil),           // 28: vpcproxy.v1alpha1.ReportRequest
+	(*ReportResponse)(nil),          // 29: vpcproxy.v1alpha1.ReportResponse
+	(*ConfirmRemovalRequest)(nil),   // 30: vpcproxy.v1alpha1.ConfirmRemovalRequest
+	(*ConfirmRemovalResponse)(nil),  // 31: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*structpb.Struct)(nil),         // 32: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),   // 33: google.protobuf.Timestamp
 }
 var file_vpcproxy_v1alpha1_control_proto_depIdxs = []int32{
-	31, // 0: vpcproxy.v1alpha1.ApplyRequest.objects:type_name -> google.protobuf.Struct
+	32, // 0: vpcproxy.v1alpha1.ApplyRequest.objects:type_name -> google.protobuf.Struct
 	1,  // 1: vpcproxy.v1alpha1.FieldProblem.reason:type_name -> vpcproxy.v1alpha1.FieldProblem.Reason
 	9,  // 2: vpcproxy.v1alpha1.ApplyResponse.results:type_name -> vpcproxy.v1alpha1.ApplyResult
-	31, // 3: vpcproxy.v1alpha1.ApplyResult.object:type_name -> google.protobuf.Struct
+	32, // 3: vpcproxy.v1alpha1.ApplyResult.object:type_name -> google.protobuf.Struct
 	0,  // 4: vpcproxy.v1alpha1.ApplyResult.outcome:type_name -> vpcproxy.v1alpha1.Outcome
-	31, // 5: vpcproxy.v1alpha1.GetResponse.object:type_name -> google.protobuf.Struct
-	31, // 6: vpcproxy.v1alpha1.ListResponse.objects:type_name -> google.protobuf.Struct
+	32, // 5: vpcproxy.v1alpha1.GetResponse.object:type_name -> google.protobuf.Struct
+	32, // 6: vpcproxy.v1alpha1.ListResponse.objects:type_name -> google.protobuf.Struct
 	21, // 7: vpcproxy.v1alpha1.StatusResponse.nodes:type_name -> vpcproxy.v1alpha1.NodeReport
 	20, // 8: vpcproxy.v1alpha1.WatchAttachmentResponse.nodes:type_name -> vpcproxy.v1alpha1.NodeProgress
-	32, // 9: vpcproxy.v1alpha1.NodeReport.last_seen:type_name -> google.protobuf.Timestamp
-	24, // 10: vpcproxy.v1alpha1.NodeReport.attachments:type_name -> vpcproxy.v1alpha1.AttachmentReport
+	33, // 9: vpcproxy.v1alpha1.NodeReport.last_seen:type_name -> google.protobuf.Timestamp
+	25, // 10: vpcproxy.v1alpha1.NodeReport.attachments:type_name -> vpcproxy.v1alpha1.AttachmentReport
 	22, // 11: vpcproxy.v1alpha1.NodeReport.interfaces:type_name -> vpcproxy.v1alpha1.Interface
 	23, // 12: vpcproxy.v1alpha1.NodeReport.groups:type_name -> vpcproxy.v1alpha1.GroupReport
-	32, // 13: vpcproxy.v1alpha1.GroupReport.since:type_name -> google.protobuf.Timestamp
-	31, // 14: vpcproxy.v1alpha1.WatchRequest.node:type_name -> google.protobuf.Struct
-	21, // 15: vpcproxy.v1alpha1.ReportRequest.report:type_name -> vpcproxy.v1alpha1.NodeReport
-	6,  // 16: vpcproxy.v1alpha1.ControlService.Apply:input_type -> vpcproxy.v1alpha1.ApplyRequest
-	10, // 17: vpcproxy.v1alpha1.ControlService.Get:input_type -> vpcproxy.v1alpha1.GetRequest
-	12, // 18: vpcproxy.v1alpha1.ControlService.List:input_type -> vpcproxy.v1alpha1.ListRequest
-	14, // 19: vpcproxy.v1alpha1.ControlService.Delete:input_type -> vpcproxy.v1alpha1.DeleteRequest
-	16, // 20: vpcproxy.v1alpha1.ControlService.Status:input_type -> vpcproxy.v1alpha1.StatusRequest
-	18, // 21: vpcproxy.v1alpha1.ControlService.WatchAttachment:input_type -> vpcproxy.v1alpha1.WatchAttachmentRequest
-	29, // 22: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	2,  // 23: vpcproxy.v1alpha1.ControlService.Cordon:input_type -> vpcproxy.v1alpha1.CordonRequest
-	4,  // 24: vpcproxy.v1alpha1.ControlService.Failover:input_type -> vpcproxy.v1alpha1.FailoverRequest
-	25, // 25: vpcproxy.v1alpha1.AgentService.Watch:input_type -> vpcproxy.v1alpha1.WatchRequest
-	27, // 26: vpcproxy.v1alpha1.AgentService.Report:input_type -> vpcproxy.v1alpha1.ReportRequest
-	8,  // 27: vpcproxy.v1alpha1.ControlService.Apply:output_type -> vpcproxy.v1alpha1.ApplyResponse
-	11, // 28: vpcproxy.v1alpha1.ControlService.Get:output_type -> vpcproxy.v1alpha1.GetResponse
-	13, // 29: vpcproxy.v1alpha1.ControlService.List:output_type -> vpcproxy.v1alpha1.ListResponse
-	15, // 30: vpcproxy.v1alpha1.ControlService.Delete:output_type -> vpcproxy.v1alpha1.DeleteResponse
-	17, // 31: vpcproxy.v1alpha1.ControlService.Status:output_type -> vpcproxy.v1alpha1.StatusResponse
-	19, // 32: vpcproxy.v1alpha1.ControlService.WatchAttachment:output_type -> vpcproxy.v1alpha1.WatchAttachmentResponse
-	30, // 33: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	3,  // 34: vpcproxy.v1alpha1.ControlService.Cordon:output_type -> vpcproxy.v1alpha1.CordonResponse
-	5,  // 35: vpcproxy.v1alpha1.ControlService.Failover:output_type -> vpcproxy.v1alpha1.FailoverResponse
-	26, // 36: vpcproxy.v1alpha1.AgentService.Watch:output_type -> vpcproxy.v1alpha1.WatchResponse
-	28, // 37: vpcproxy.v1alpha1.AgentService.Report:output_type -> vpcproxy.v1alpha1.ReportResponse
-	27, // [27:38] is the sub-list for method output_type
-	16, // [16:27] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	33, // 13: vpcproxy.v1alpha1.GroupReport.since:type_name -> google.protobuf.Timestamp
+	24, // 14: vpcproxy.v1alpha1.GroupReport.sessions:type_name -> vpcproxy.v1alpha1.SessionReport
+	32, // 15: vpcproxy.v1alpha1.WatchRequest.node:type_name -> google.protobuf.Struct
+	21, // 16: vpcproxy.v1alpha1.ReportRequest.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	6,  // 17: vpcproxy.v1alpha1.ControlService.Apply:input_type -> vpcproxy.v1alpha1.ApplyRequest
+	10, // 18: vpcproxy.v1alpha1.ControlService.Get:input_type -> vpcproxy.v1alpha1.GetRequest
+	12, // 19: vpcproxy.v1alpha1.ControlService.List:input_type -> vpcproxy.v1alpha1.ListRequest
+	14, // 20: vpcproxy.v1alpha1.ControlService.Delete:input_type -> vpcproxy.v1alpha1.DeleteRequest
+	16, // 21: vpcproxy.v1alpha1.ControlService.Status:input_type -> vpcproxy.v1alpha1.StatusRequest
+	18, // 22: vpcproxy.v1alpha1.ControlService.WatchAttachment:input_type -> vpcproxy.v1alpha1.WatchAttachmentRequest
+	30, // 23: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	2,  // 24: vpcproxy.v1alpha1.ControlService.Cordon:input_type -> vpcproxy.v1alpha1.CordonRequest
+	4,  // 25: vpcproxy.v1alpha1.ControlService.Failover:input_type -> vpcproxy.v1alpha1.FailoverRequest
+	26, // 26: vpcproxy.v1alpha1.AgentService.Watch:input_type -> vpcproxy.v1alpha1.WatchRequest
+	28, // 27: vpcproxy.v1alpha1.AgentService.Report:input_type -> vpcproxy.v1alpha1.ReportRequest
+	8,  // 28: vpcproxy.v1alpha1.ControlService.Apply:output_type -> vpcproxy.v1alpha1.ApplyResponse
+	11, // 29: vpcproxy.v1alpha1.ControlService.Get:output_type -> vpcproxy.v1alpha1.GetResponse
+	13, // 30: vpcproxy.v1alpha1.ControlService.List:output_type -> vpcproxy.v1alpha1.ListResponse
+	15, // 31: vpcproxy.v1alpha1.ControlService.Delete:output_type -> vpcproxy.v1alpha1.DeleteResponse
+	17, // 32: vpcproxy.v1alpha1.ControlService.Status:output_type -> vpcproxy.v1alpha1.StatusResponse
+	19, // 33: vpcproxy.v1alpha1.ControlService.WatchAttachment:output_type -> vpcproxy.v1alpha1.WatchAttachmentResponse
+	31, // 34: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	3,  // 35: vpcproxy.v1alpha1.ControlService.Cordon:output_type -> vpcproxy.v1alpha1.CordonResponse
+	5,  // 36: vpcproxy.v1alpha1.ControlService.Failover:output_type -> vpcproxy.v1alpha1.FailoverResponse
+	27, // 37: vpcproxy.v1alpha1.AgentService.Watch:output_type -> vpcproxy.v1alpha1.WatchResponse
+	29, // 38: vpcproxy.v1alpha1.AgentService.Report:output_type -> vpcproxy.v1alpha1.ReportResponse
+	28, // [28:39] is the sub-list for method output_type
+	17, // [17:28] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_vpcproxy_v1alpha1_control_proto_init() }
@@ -2150,7 +2236,7 @@ func file_vpcproxy_v1alpha1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vpcproxy_v1alpha1_control_proto_rawDesc), len(file_vpcproxy_v1alpha1_control_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
