@@ -16,7 +16,7 @@ import (
 
 func (a *app) haCommand() *cobra.Command {
 	c := group("ha", "Active and standby proxies")
-	c.AddCommand(a.haStatusCommand())
+	c.AddCommand(a.haStatusCommand(), a.haImportCommand())
 	return c
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
+	"github.com/vpcproxy/vpcproxy/internal/manifest"
 )
 
 // elect has the fake platform's proxies report on the election of group blue.
@@ -72,6 +74,35 @@ func TestElectionErrors(t *testing.T) {
 	}
 	b.control.status.Nodes[1].Groups[0].State = "Backup"
 	if code, _, stderr := b.run("failover", "blue", "--timeout", "10ms"); code != codeNotConverged || !strings.Contains(stderr, "proxy-a is not active in group blue") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// What import writes can be applied as it is.
+func TestHAImport(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	conf := func(name, priority string) string {
+		path := filepath.Join(dir, name)
+		text := "vrrp_instance VI_1 {\n version 3\n interface eth0\n virtual_router_id 51\n priority " + priority + "\n advert_int 0.1\n unicast_peer {\n 192.168.4.9\n }\n virtual_ipaddress {\n 192.168.4.100\n }\n}\nvirtual_server 10.0.0.1 80 {\n}\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	code, out, stderr := b.exec("ha", "import", "proxy-a="+conf("a", "200"), "proxy-b="+conf("b", "100"))
+	if code != 0 || !strings.Contains(stderr, "left out: "+filepath.Join(dir, "a")+":14: virtual_server") {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	golden(t, filepath.Join("testdata", "ha_import.txt"), out)
+	docs, err := manifest.Parse("stdout", []byte(out))
+	if err != nil || len(docs) != 1 {
+		t.Fatalf("%d objects, %v", len(docs), err)
+	}
+	if err := docs[0].Object.Validate(); err != nil {
+		t.Error(err)
+	}
+	if code, _, stderr := b.exec("ha", "import", filepath.Join(dir, "nowhere")); code != codeFailed || !strings.Contains(stderr, "nowhere") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
