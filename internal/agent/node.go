@@ -119,6 +119,11 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	if t.node, err = node.New(options); err != nil {
 		return err
 	}
+	return a.connectNode(ctx, t, kinds, m)
+}
+
+// connectNode gives the node its intent, and those who ask it their answers.
+func (a *Agent) connectNode(ctx context.Context, t *nodeTask, kinds node.Kinds, m *metrics) error {
 	accept := t.node.SetIntent
 	if t.routing != nil {
 		t.routing.node = t.node

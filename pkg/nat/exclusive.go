@@ -3,6 +3,7 @@ package nat
 import (
 	"context"
 	"fmt"
+	"sync"
 )
 
 // Exclusive is a Backend that writes by one backend and removes what an earlier
@@ -10,6 +11,9 @@ import (
 type Exclusive struct {
 	inUse  Backend
 	others []Other
+
+	mu    sync.Mutex
+	clean map[string]bool // namespaces in which others hold nothing
 }
 
 // Other is a backend that is not in use.
@@ -26,7 +30,7 @@ var (
 // NewExclusive returns an Exclusive. It is safe for concurrent use if all
 // backends are.
 func NewExclusive(inUse Backend, others ...Other) *Exclusive {
-	return &Exclusive{inUse: inUse, others: others}
+	return &Exclusive{inUse: inUse, others: others, clean: map[string]bool{}}
 }
 
 // Read implements Backend. What others hold is left over.
@@ -35,16 +39,41 @@ func (e *Exclusive) Read(ctx context.Context, netns string) (RuleSet, error) {
 	if err != nil {
 		return s, err
 	}
+	if e.isClean(netns) && netns != "" {
+		return s, nil
+	}
+	clean := true
 	for _, o := range e.others {
 		left, err := o.Read(ctx, netns)
 		if err != nil {
 			return s, err
 		}
 		if !left.Empty() {
+			clean = false
 			s.Strays = append(s.Strays, fmt.Sprintf("rules in %s, which is not in use", o.Name))
 		}
 	}
+	e.setClean(netns, clean)
 	return s, nil
+}
+
+// isClean says whether others are known to hold nothing. Only an earlier run of
+// ours has written by them, so that stays true; in the agent's own namespace they
+// are looked at again all the same, for Survey.
+func (e *Exclusive) isClean(netns string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.clean[netns]
+}
+
+func (e *Exclusive) setClean(netns string, clean bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if clean {
+		e.clean[netns] = true
+	} else {
+		delete(e.clean, netns)
+	}
 }
 
 // Write implements Backend. Others are emptied last, so that there are never no
@@ -52,6 +81,9 @@ func (e *Exclusive) Read(ctx context.Context, netns string) (RuleSet, error) {
 func (e *Exclusive) Write(ctx context.Context, netns string, want RuleSet) error {
 	if err := e.inUse.Write(ctx, netns, want); err != nil {
 		return err
+	}
+	if e.isClean(netns) && !want.Empty() {
+		return nil
 	}
 	for _, o := range e.others {
 		left, err := o.Read(ctx, netns)
@@ -62,6 +94,7 @@ func (e *Exclusive) Write(ctx context.Context, netns string, want RuleSet) error
 			return err
 		}
 	}
+	e.setClean(netns, !want.Empty()) // an empty namespace is about to go
 	return nil
 }
 

@@ -13,11 +13,15 @@ import (
 type memory struct {
 	held   RuleSet
 	err    error
+	reads  int
 	writes int
 	survey Survey
 }
 
-func (m *memory) Read(context.Context, string) (RuleSet, error) { return m.held, m.err }
+func (m *memory) Read(context.Context, string) (RuleSet, error) {
+	m.reads++
+	return m.held, m.err
+}
 
 func (m *memory) Write(_ context.Context, _ string, want RuleSet) error {
 	m.writes++
@@ -69,6 +73,22 @@ func TestExclusiveIsUnknownIfOneIs(t *testing.T) {
 		}
 		if err := e.Write(t.Context(), "", RuleSet{}); err == nil {
 			t.Error("Write succeeded")
+		}
+	}
+}
+
+func TestExclusiveLooksOnce(t *testing.T) {
+	other := &memory{}
+	e := NewExclusive(&memory{}, Other{"other", other})
+	for netns, want := range map[string]int{"": 3, "vpx-a": 1} {
+		other.reads = 0
+		for range 3 {
+			if _, err := e.Read(t.Context(), netns); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if other.reads != want {
+			t.Errorf("%q: the other was read %d times, want %d", netns, other.reads, want)
 		}
 	}
 }
