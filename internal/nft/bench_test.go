@@ -3,6 +3,7 @@ package nft_test
 import (
 	"encoding/binary"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/vpcproxy/vpcproxy/internal/nft"
@@ -71,5 +72,28 @@ func BenchmarkLoadNothing(b *testing.B) {
 	ts := m.tables("own")
 	for b.Loop() {
 		m.load(ts, "vpx-a")
+	}
+}
+
+// One more and one less without a look, beside others.
+func BenchmarkExchange(b *testing.B) {
+	for _, n := range []int{1, 100, 2000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			m := newMachine(b, "own")
+			ts := m.tables("own")
+			defer func() { _ = ts.Close() }()
+			m.apply(ts, "", nft.Change{AddSteers: manySteers(n)})
+			one := map[nft.Match]nft.Mark{{Src: netip.MustParsePrefix("10.99.0.1/32"), Dst: netip.MustParsePrefix("172.16.101.0/24")}: {Mark: 1, Mask: 0xffff}}
+			for b.Loop() {
+				if done, err := ts.Exchange(b.Context(), nil, one); !done || err != nil {
+					b.Fatal(done, err)
+				}
+				b.StopTimer()
+				if done, err := ts.Exchange(b.Context(), one, nil); !done || err != nil {
+					b.Fatal(done, err)
+				}
+				b.StartTimer()
+			}
+		})
 	}
 }
