@@ -89,6 +89,10 @@ faults: setup build ## everything that can go wrong, one after the other; FAULT=
 soak: setup build ## faults at random for MINUTES=10, and what must hold throughout
 	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/faults -run '$(FAULT)' -soak $(MINUTES)m
 
+.PHONY: bench-bind
+bench-bind: setup build ## binding pods: its time, and what 2,000 bound pods cost a packet
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/bench bind
+
 .PHONY: lint
 lint: ## vet, staticcheck, golangci-lint, govulncheck, shellcheck, gofmt
 	@scripts/lint

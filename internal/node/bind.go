@@ -89,11 +89,22 @@ func (n *Node) Bind(ctx context.Context, r BindRequest) (BindingStatus, error) {
 		return BindingStatus{}, err
 	}
 	defer leave()
-	defer n.bindings.prepare(r.Attachments)()
+	done := n.bindings.prepare(r.Attachments)
+	s, unused, err := n.bind(ctx, r)
+	done()
+	if unused || err != nil {
+		n.replan()
+	}
+	return s, err
+}
+
+// bind is Bind for a request that is valid and alone. unused tells whether
+// attachments may have lost their last pod.
+func (n *Node) bind(ctx context.Context, r BindRequest) (s BindingStatus, unused bool, err error) {
 	for {
 		list, applied, err := n.await(ctx, r)
 		if err != nil {
-			return BindingStatus{}, err
+			return s, false, err
 		}
 		want := r.binding(list)
 		old, ok, err := n.bindings.put(ctx, want, applied)
@@ -105,9 +116,10 @@ func (n *Node) Bind(ctx context.Context, r BindRequest) (BindingStatus, error) {
 		}
 		if err != nil {
 			n.loop.Hint("steers")
-			return BindingStatus{}, fmt.Errorf("bind pod %s: %w", r.Pod, err)
+			return s, false, fmt.Errorf("bind pod %s: %w", r.Pod, err)
 		}
-		return n.bindingStatus(want), nil
+		unused := old != nil && slices.ContainsFunc(old.Attachments, func(a intent.BoundAttachment) bool { return !want.Uses(a.Name) })
+		return n.bindingStatus(want), unused, nil
 	}
 }
 

@@ -22,10 +22,15 @@ import (
 // none: it is no function host.
 type BindingOptions struct {
 	Store *binding.Store
-	Flows *flow.Table
+	Flows Flows
 	// Linger is how long the path of an attachment stays prepared after its
 	// last pod.
 	Linger time.Duration
+}
+
+// Flows ends tracked connections; see flow.Table.
+type Flows interface {
+	End(ctx context.Context, src netip.Addr, ends func(flow.Flow) bool) (n int, err error)
 }
 
 // exchanger writes steers beside the loop; see route.Steers.Exchange.

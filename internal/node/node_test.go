@@ -74,12 +74,12 @@ type machine struct {
 	node *Node
 }
 
-func newMachine(t *testing.T, name string, fake *kerneltest.Fake) *machine {
+func newMachine(t *testing.T, name string, fake *kerneltest.Fake, change ...func(*Options)) *machine {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	rules := newTable[desired.NATKey, nat.RuleSet]("nat", func(a, b nat.RuleSet) bool { return nat.Diff(a, b) == "" })
 	hosts := &tunnel.Table{}
-	n, err := New(Options{
+	options := Options{
 		Name: name, Host: fake, Log: log, Refresh: time.Hour,
 		Plan: plan.Config{MarkMask: 0x3fff, RulePriority: 17600, TableBase: 17600000},
 		Kinds: Kinds{
@@ -99,7 +99,11 @@ func newMachine(t *testing.T, name string, fake *kerneltest.Fake) *machine {
 			hosts:      hosts,
 			responder:  tunnel.NewResponder(tunnel.ResponderOptions{Host: fake, Resolver: hosts, Age: time.Hour, Log: log}),
 		},
-	})
+	}
+	for _, c := range change {
+		c(&options)
+	}
+	n, err := New(options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,10 +32,15 @@ const programMode = "program-large-state"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	var err error
-	if len(os.Args) > 1 && os.Args[1] == programMode {
+	switch mode := slices.Concat(os.Args[1:], []string{""})[0]; mode {
+	case programMode:
 		err = programLarge(ctx, os.Stdout)
-	} else {
-		err = run(ctx)
+	case alternativesMode:
+		err = timeOthers(ctx, os.Stdout)
+	case bindMode:
+		err = run(ctx, benchBind)
+	default:
+		err = run(ctx, comparePaths, measureEngine, measureFirstPacket, measureAttach)
 	}
 	stop()
 	if err != nil {
@@ -47,7 +52,7 @@ func main() {
 // program is the path of a built program.
 func program(name string) string { return filepath.Join(os.Getenv("VPCPROXY_BIN"), name) }
 
-func run(ctx context.Context) (err error) {
+func run(ctx context.Context, parts ...func(context.Context, string) error) (err error) {
 	if os.Getenv("VPCPROXY_BIN") == "" {
 		return errors.New("VPCPROXY_BIN does not say where the built programs are; run make bench")
 	}
@@ -61,7 +66,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Printf("kernel %s, %d processors\n\n", strings.TrimSpace(string(release)), runtime.NumCPU())
-	for _, part := range []func(context.Context, string) error{comparePaths, measureEngine, measureFirstPacket, measureAttach} {
+	for _, part := range parts {
 		if err := part(ctx, files); err != nil {
 			return err
 		}
