@@ -30,20 +30,6 @@ type BoundAttachment struct {
 	CIDRs []netip.Prefix `json:"cidrs"`
 }
 
-// Uses tells whether the pod uses an attachment.
-func (b *Binding) Uses(attachment string) bool {
-	return slices.ContainsFunc(b.Attachments, func(a BoundAttachment) bool { return a.Name == attachment })
-}
-
-// Names returns the names of the attachments.
-func (b *Binding) Names() []string {
-	names := make([]string, len(b.Attachments))
-	for i, a := range b.Attachments {
-		names[i] = a.Name
-	}
-	return names
-}
-
 // CheckBinding checks that a pod of a node can be bound to attachments of the
 // set, and returns them. The error is a *FieldError.
 func (s *Set) CheckBinding(node *Node, pod netip.Addr, names []string) ([]*Attachment, error) {

@@ -118,8 +118,7 @@ func (n *Node) bind(ctx context.Context, r BindRequest) (s BindingStatus, unused
 			n.loop.Hint("steers")
 			return s, false, fmt.Errorf("bind pod %s: %w", r.Pod, err)
 		}
-		unused := old != nil && slices.ContainsFunc(old.Attachments, func(a intent.BoundAttachment) bool { return !want.Uses(a.Name) })
-		return n.bindingStatus(want), unused, nil
+		return n.bindingStatus(want), n.bindings.unused(old), nil
 	}
 }
 
@@ -280,7 +279,9 @@ func (n *Node) unbind(ctx context.Context, pod netip.Addr, when func(*intent.Bin
 		n.loop.Hint("steers")
 		return false, fmt.Errorf("unbind pod %s: %w", pod, err)
 	}
-	n.replan() // its attachments may be unused
+	if n.bindings.unused(old) {
+		n.replan()
+	}
 	if err := n.endFlows(ctx, old, nil); err != nil {
 		return true, fmt.Errorf("unbind pod %s: %w", pod, err)
 	}
@@ -328,7 +329,7 @@ func (n *Node) bindingStatus(b *intent.Binding) BindingStatus {
 func (n *Node) prune(ctx context.Context, before []*intent.Binding, tasks *sync.WaitGroup) {
 	var gone []*intent.Binding
 	for _, b := range before {
-		if b.Interface != "" && !n.facts.hasLink(b.Interface) {
+		if !n.facts.hasLink(b.Interface) {
 			gone = append(gone, b)
 		}
 	}

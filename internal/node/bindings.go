@@ -45,6 +45,7 @@ type bindings struct {
 
 	mu        sync.Mutex
 	all       map[netip.Addr]*intent.Binding
+	pods      map[string]int // by attachment
 	preparing map[string]int // attachments that a Bind under way needs
 	lately    map[string]time.Time
 	busy      map[netip.Addr]chan struct{}
@@ -57,7 +58,7 @@ type bindings struct {
 
 func newBindings(opts BindingOptions, exchange exchanger, log *slog.Logger) (*bindings, error) {
 	b := &bindings{
-		opts: opts, exchange: exchange, all: map[netip.Addr]*intent.Binding{}, preparing: map[string]int{},
+		opts: opts, exchange: exchange, all: map[netip.Addr]*intent.Binding{}, pods: map[string]int{}, preparing: map[string]int{},
 		lately: map[string]time.Time{}, busy: map[netip.Addr]chan struct{}{}, since: map[string]uint64{},
 	}
 	if opts.Store == nil {
@@ -71,7 +72,7 @@ func newBindings(opts BindingOptions, exchange exchanger, log *slog.Logger) (*bi
 		log.Error("binding not restored", "err", p)
 	}
 	for _, each := range list {
-		b.all[each.Pod] = each
+		b.hold(each)
 	}
 	if len(list) > 0 {
 		log.Info("bindings restored", "pods", len(list))
@@ -137,10 +138,8 @@ func (b *bindings) used(now time.Time) map[string]bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	out := map[string]bool{}
-	for _, each := range b.all {
-		for _, a := range each.Attachments {
-			out[a.Name] = true
-		}
+	for name := range b.pods {
+		out[name] = true
 	}
 	for name := range b.preparing {
 		out[name] = true
@@ -178,10 +177,13 @@ func (b *bindings) prepare(names []string) (done func()) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for _, name := range names {
-			if b.preparing[name]--; b.preparing[name] == 0 {
-				delete(b.preparing, name)
+			if b.preparing[name]--; b.preparing[name] > 0 {
+				continue
 			}
-			b.release(name)
+			delete(b.preparing, name)
+			if b.pods[name] == 0 {
+				b.release(name)
+			}
 		}
 	}
 }
@@ -224,6 +226,18 @@ func (b *bindings) get(pod netip.Addr) *intent.Binding {
 	return b.all[pod]
 }
 
+// onInterfaces returns the bindings that end with an interface.
+func (b *bindings) onInterfaces() (list []*intent.Binding) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, each := range b.all {
+		if each.Interface != "" {
+			list = append(list, each)
+		}
+	}
+	return list
+}
+
 // list returns all bindings, by address.
 func (b *bindings) list() []*intent.Binding {
 	b.mu.Lock()
@@ -255,8 +269,8 @@ func (b *bindings) put(ctx context.Context, want *intent.Binding, applied uint64
 		}
 		return old, true, errors.Join(err, b.opts.Store.Delete(want.Pod))
 	}
-	b.all[want.Pod] = want
-	b.leave(old)
+	b.drop(old)
+	b.hold(want)
 	return old, true, nil
 }
 
@@ -270,18 +284,36 @@ func (b *bindings) remove(ctx context.Context, old *intent.Binding) error {
 	if err := b.opts.Store.Delete(old.Pod); err != nil {
 		return err
 	}
-	delete(b.all, old.Pod)
-	b.leave(old)
+	b.drop(old)
 	return b.write(ctx, old, nil)
 }
 
-func (b *bindings) leave(old *intent.Binding) {
+// hold and drop keep the books. They need b.mu.
+func (b *bindings) hold(want *intent.Binding) {
+	b.all[want.Pod] = want
+	for _, a := range want.Attachments {
+		b.pods[a.Name]++
+	}
+}
+
+func (b *bindings) drop(old *intent.Binding) {
 	if old == nil {
 		return
 	}
+	delete(b.all, old.Pod)
 	for _, a := range old.Attachments {
-		b.release(a.Name)
+		if b.pods[a.Name]--; b.pods[a.Name] == 0 {
+			delete(b.pods, a.Name)
+			b.release(a.Name)
+		}
 	}
+}
+
+// unused tells whether an attachment of a former binding has no pod any more.
+func (b *bindings) unused(old *intent.Binding) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return old != nil && slices.ContainsFunc(old.Attachments, func(a intent.BoundAttachment) bool { return b.pods[a.Name] == 0 })
 }
 
 // write exchanges a pod's steers in the kernel. It needs b.mu.

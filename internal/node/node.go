@@ -191,7 +191,7 @@ func (n *Node) plan(ctx context.Context, tasks *sync.WaitGroup) error {
 	if self := set.Node(n.opts.Name); self != nil {
 		underlay = self.Spec.UnderlayAddress
 	}
-	bound := n.bindings.list()
+	bound := n.bindings.onInterfaces()
 	seen, err := n.facts.observe(ctx, underlay)
 	if err != nil {
 		n.fail(ctx, fmt.Errorf("facts: %w", err))
