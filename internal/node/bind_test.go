@@ -498,4 +498,3 @@ func TestManyPodsAtOnce(t *testing.T) {
 		f.steered(t, fmt.Sprintf("10.244.2.%d", i), []string{"red", "blue", "green"}[(i+9)%3])
 	}
 }
-
