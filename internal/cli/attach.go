@@ -33,6 +33,7 @@ type attachFlags struct {
 	enis             eniList
 	scope            format
 	snat, havip      addrValue
+	probe            addrValue
 	key              keyValue
 	allowOverlap     bool
 	prewarm          bool
@@ -70,6 +71,7 @@ func (f *attachFlags) add(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.nodes, "nodes", nil, "function `hosts` that carry it (default: all that have such pods)")
 	fs.Var(&f.snat, "snat-address", "source `address` that the user VPC sees (default: the interface's own)")
 	fs.Var(&f.havip, "havip", "`address` in the user's subnet that moves with the group's active proxy: the source that the user VPC sees")
+	fs.Var(&f.probe, "probe", "`address` in the user VPC that answers ping while it is reachable: a proxy that gets no answer is less fit to be active")
 	fs.Var(&f.key, "gre-key", "GRE `key` (default: a random one; none for scope host)")
 	fs.BoolVar(&f.allowOverlap, "allow-overlap", false, "accept a subnet that hides a range of the platform from the pods")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "check and print what would be, change nothing")
@@ -100,7 +102,7 @@ func (f *attachFlags) attachment() (*intent.Attachment, error) {
 		Metadata: intent.Metadata{Name: name},
 		Spec: intent.AttachmentSpec{
 			VPC: f.vpc, CIDRs: f.subnets.list, Group: f.group, Scope: intent.Scope(f.scope.word), Pods: f.pods.list,
-			Nodes: f.nodes, ENIs: f.enis.list, SNATAddress: f.snat.addr, HaVip: f.havip.addr, GREKey: f.key.key, AllowOverlap: f.allowOverlap,
+			Nodes: f.nodes, ENIs: f.enis.list, SNATAddress: f.snat.addr, HaVip: f.havip.addr, Probe: f.probe.addr, GREKey: f.key.key, AllowOverlap: f.allowOverlap,
 			Prewarm: f.prewarm,
 		},
 	}, nil
@@ -195,7 +197,7 @@ func since(start time.Time) time.Duration { return time.Since(start).Round(10 * 
 var flagOf = map[string]string{
 	"metadata.name": "--name", "spec.cidrs": "--subnet", "spec.vpc": "--vpc", "spec.group": "--group", "spec.enis": "--eni",
 	"spec.pods": "--pods", "spec.scope": "--scope", "spec.nodes": "--nodes", "spec.snatAddress": "--snat-address",
-	"spec.greKey": "--gre-key", "spec.prewarm": "--prewarm", "spec.haVip": "--havip",
+	"spec.greKey": "--gre-key", "spec.prewarm": "--prewarm", "spec.haVip": "--havip", "spec.probe": "--probe",
 }
 
 // attachError puts flags where the controller names fields.

@@ -58,6 +58,8 @@ type HaVip struct {
 	Netns      string
 	Link       string
 	Addr       netip.Addr
+	// Probe, if valid, answers through the link while the VPC is reachable.
+	Probe netip.Addr
 }
 
 // Track is what this node's fitness depends on.
@@ -93,6 +95,9 @@ func (e Election) Dump(w io.Writer) error {
 	for _, v := range e.HaVips {
 		what := fmt.Sprintf("address add %s/%d dev %s proto %d", v.Addr, v.Addr.BitLen(), v.Link, HaVipProtocol)
 		fmt.Fprintf(&b, "#   when active: %s\n", InNetns(v.Netns, "ip "+what))
+		if v.Probe.IsValid() {
+			fmt.Fprintf(&b, "#   probe: %s\n", InNetns(v.Netns, "ping -I "+v.Link+" "+v.Probe.String()))
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

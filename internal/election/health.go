@@ -40,8 +40,10 @@ func (m *Manager) judge(ctx context.Context) {
 				up[t.Name] = m.underlayUp(ctx, e)
 			case "sync":
 				up[t.Name] = i.inSync(health)
+			case "probe":
+				up[t.Name] = i.probes.allUp()
 			default:
-				up[t.Name] = true // nothing to look at
+				up[t.Name] = true // of a newer release: it cannot be looked at
 			}
 		}
 		if i.report(ctx, up) {

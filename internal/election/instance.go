@@ -29,6 +29,8 @@ type instance struct {
 	set   *vip.Set
 	node  *ha.Node
 
+	probes probes
+
 	cancel context.CancelFunc
 	done   chan struct{} // closed when err is final
 	err    error
@@ -143,18 +145,21 @@ func (m *Manager) start(ctx context.Context, e desired.Election, index int) (*in
 	// has to do at its end needs the set to go on.
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	i.cancel = cancel
-	go i.run(running)
+	go i.run(running, m)
 	return i, nil
 }
 
 // run ends when the context does, or when adverts cannot be received any more.
 // The set outlives the node, which has it let go.
-func (i *instance) run(ctx context.Context) {
+func (i *instance) run(ctx context.Context, m *Manager) {
 	defer close(i.done)
 	defer i.cancel()
 	minding, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var set sync.WaitGroup
 	set.Go(func() { _ = i.set.Run(minding) }) // it has no errors but the context's
+	set.Go(func() {
+		i.probe(minding, func(ctx context.Context, v desired.HaVip) error { return Ping(ctx, m.opts.Host, v) }, func() { kick(m.wake) })
+	})
 	i.err = i.node.Run(ctx)
 	cancel()
 	set.Wait()

@@ -265,6 +265,10 @@ func (g *ProxyGroup) refuseElectionFields(p *problems) {
 
 // validateHaVip checks the ENI side's HaVip in itself.
 func (a *Attachment) validateHaVip(p *problems) {
+	p.inner("spec.probe", a.Spec.Probe)
+	if a.Spec.Probe.IsValid() && len(a.HaVips()) == 0 {
+		p.invalid("spec.probe", "is set, but without a haVip nothing depends on it; leave it out")
+	}
 	if len(a.HaVips()) > 0 && a.Spec.SNATAddress.IsValid() {
 		p.invalid("spec.snatAddress", "is set beside spec.haVip, which is the source that the user VPC sees; leave it out")
 	}

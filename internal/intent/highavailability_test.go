@@ -73,6 +73,8 @@ func TestValidateElection(t *testing.T) {
 		"haVip beside snat":  {attachment("x", vip, func(a *intent.Attachment) { a.Spec.SNATAddress = vpcVip }), "spec.snatAddress", "is set beside spec.haVip"},
 		"haVip on an ENI": {attachment("x", vip, eni(intent.ENI{Name: "eth1", Addresses: []netip.Prefix{netip.PrefixFrom(vpcVip, 24)}})),
 			"spec.enis[0].addresses", "which moves between the proxies"},
+		"probe without haVip":        {attachment("x", func(a *intent.Attachment) { a.Spec.Probe = vpcVip }), "spec.probe", "without a haVip nothing depends on it"},
+		"probe of IPv6":              {attachment("x", vip, func(a *intent.Attachment) { a.Spec.Probe = netip.MustParseAddr("2001:db8::1") }), "spec.probe", "is IPv6"},
 		"attachment's haVip of IPv6": {attachment("x", func(a *intent.Attachment) { a.Spec.HaVip = netip.MustParseAddr("2001:db8::1") }), "spec.haVip", "is IPv6"},
 	} {
 		t.Run(name, func(t *testing.T) { wantField(t, c.object.Validate(), c.field, c.problem) })

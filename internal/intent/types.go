@@ -112,6 +112,10 @@ type AttachmentSpec struct {
 	// HaVip is the source that the user VPC sees if the group has a haVip: an
 	// address of the user's subnet, on the active proxy's ENI.
 	HaVip netip.Addr `json:"haVip,omitzero"`
+	// Probe is an address of the user's VPC that answers ICMP echo while the VPC
+	// is reachable, such as a gateway: each proxy asks it through its own
+	// interface, and one that gets no answer is less fit to be active.
+	Probe netip.Addr `json:"probe,omitzero"`
 	// GREKey fixes the key. Without it the controller draws a random one
 	// (scope pods), or the tunnel has none (scope host).
 	GREKey *uint32 `json:"greKey,omitempty"`

@@ -92,7 +92,7 @@ func (b *builder) election(g *intent.ProxyGroup, served []*intent.Attachment) de
 			e.Missing = append(e.Missing, a.ObjectName())
 			continue
 		}
-		e.HaVips = append(e.HaVips, desired.HaVip{Attachment: a.ObjectName(), Netns: netns, Link: link, Addr: a.HaVipIn(g.ObjectName())})
+		e.HaVips = append(e.HaVips, desired.HaVip{Attachment: a.ObjectName(), Netns: netns, Link: link, Addr: a.HaVipIn(g.ObjectName()), Probe: a.Spec.Probe})
 	}
 	return e
 }

@@ -96,7 +96,7 @@ func pair() *intent.Set {
 	g.Spec.Tracks = []intent.Track{{Name: intent.TrackENI, Effect: intent.EffectFault}, {Name: intent.TrackProbe, Effect: intent.EffectIgnore}}
 	s.Put(g)
 	s.Put(attachment("red", func(a *intent.Attachment) {
-		a.Spec.HaVip = addr("172.16.101.100")
+		a.Spec.HaVip, a.Spec.Probe = addr("172.16.101.100"), addr("172.16.101.1")
 		a.Spec.ENIs = []intent.ENI{{Node: "proxy", MAC: "02:00:00:00:65:0a"}, {Node: "second", Name: "eth1"}, {Node: "third", Name: "eth1"}}
 	}))
 	return s

@@ -44,7 +44,7 @@ func (b *builder) serve(a *intent.Attachment) {
 	if eni, found := b.eni(a, netns); found {
 		f.ENI = eni.Name
 		b.vpcSide(a, g, netns, eni)
-		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: source(a, g)}}
+		nat.SNAT = []desired.SNAT{{Out: eni.Name, To: source(a, g), Except: b.ownSources(a, g, netns, eni.Name)}}
 		nat.Forward = []desired.Forward{{In: link.Name, Out: eni.Name}}
 		nat.Guarded = append(nat.Guarded, eni.Name)
 		// Forwarding opens only when there is a way to forward to, and
@@ -53,6 +53,17 @@ func (b *builder) serve(a *intent.Attachment) {
 		b.announce(a, g, netns, eni, key, keyed)
 	}
 	b.state.NAT[desired.NATKey{Netns: netns}] = nat
+}
+
+// ownSources are the addresses that a proxy of a group speaks from itself: as
+// the HaVip, its probes would be answered to the other proxy.
+func (b *builder) ownSources(a *intent.Attachment, g *intent.ProxyGroup, netns, link string) []netip.Addr {
+	havip := a.HaVipIn(g.ObjectName())
+	if !havip.IsValid() {
+		return nil
+	}
+	own := slices.Clone(b.state.Egress[desired.EgressKey{Netns: netns, Link: link}].Sources)
+	return slices.DeleteFunc(own, func(s netip.Addr) bool { return s == havip || !s.Is4() })
 }
 
 // hostsSide plans the way back to the function hosts.

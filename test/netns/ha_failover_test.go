@@ -31,7 +31,7 @@ func TestFailover(t *testing.T) {
 		test func(*testing.T, *pair)
 	}{
 		{"stop", stopActive}, {"kill", killActive}, {"release", releaseKilled}, {"freeze", freezeActive}, {"power off", powerOffActive},
-		{"interface of a VPC", unplugENI}, {"standby restarts", restartStandby},
+		{"interface of a VPC", unplugENI}, {"gateway of a VPC", silenceGateway}, {"standby restarts", restartStandby},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.test(t, p) })
 		if t.Failed() {
@@ -176,6 +176,18 @@ func unplugENI(t *testing.T, p *pair) {
 	typeLines(t, vpc, "ip link set proxy1 up")
 	p.activeOn(t, 0)
 	p.neverBoth(t, start)
+}
+
+// silenceGateway has the VPC's router answer the standby's probes only.
+func silenceGateway(t *testing.T, p *pair) {
+	p.edit(t, "red", strings.NewReplacer("  haVip:", fmt.Sprintf("  probe: %s\n  haVip:", topo.VPCRouter)))
+	p.settle(t)
+	vpc, eni := p.VPCs["red"].Machine, p.Proxies[0].ENIs["red"]
+	typeLines(t, vpc, "nft add table ip cut", "nft 'add chain ip cut in { type filter hook input priority 0; }'",
+		fmt.Sprintf("nft 'add rule ip cut in ip saddr %s icmp type echo-request drop'", eni.Address.Addr()))
+	p.activeOn(t, 1)
+	typeLines(t, vpc, "nft delete table ip cut")
+	p.activeOn(t, 0)
 }
 
 // restartStandby must not be noticed by anybody.
