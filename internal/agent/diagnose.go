@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -41,40 +42,60 @@ const maxPings = 100
 
 // Diagnose implements NodeServiceHandler.
 func (t *nodeTask) Diagnose(ctx context.Context, req *connect.Request[apiv1.DiagnoseRequest]) (*connect.Response[apiv1.DiagnoseResponse], error) {
-	var report any
-	var err error
-	switch {
-	case req.Msg.GetEvidence() != nil:
-		pings := req.Msg.GetEvidence().GetPings()
-		if pings < 0 || pings > maxPings {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("pings: %d is not between 0 and %d", pings, maxPings))
-		}
-		report, err = t.surveyor.Evidence(ctx, int(pings))
-	case req.Msg.GetTraffic() != nil:
-		report = t.surveyor.Traffic(ctx)
-	case req.Msg.GetSendProbe() != nil:
-		f, ferr := flowOf(req.Msg.GetSendProbe().GetProbe())
-		if ferr != nil {
-			return nil, connect.NewError(connect.CodeInvalidArgument, ferr)
-		}
-		report, err = t.surveyor.Send(ctx, f)
-	case req.Msg.GetWatchProbe() != nil:
-		f, ferr := flowOf(req.Msg.GetWatchProbe().GetProbe())
-		if ferr != nil {
-			return nil, connect.NewError(connect.CodeInvalidArgument, ferr)
-		}
-		report, err = t.surveyor.Watch(ctx, req.Msg.GetWatchProbe().GetAttachment(), f)
-	default:
-		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("what to diagnose is missing"))
-	}
+	report, err := t.diagnose(ctx, req.Msg)
 	if err != nil {
-		return nil, connect.NewError(connect.CodeUnavailable, err)
+		var bad *badRequestError
+		if errors.As(err, &bad) {
+			return nil, connect.NewError(connect.CodeInvalidArgument, err)
+		}
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	return connect.NewResponse(&apiv1.DiagnoseResponse{Report: report}), nil
+}
+
+// badRequestError is the caller's fault.
+type badRequestError struct{ error }
+
+// diagnose answers an operator here, or through the controller.
+func (t *nodeTask) diagnose(ctx context.Context, req *apiv1.DiagnoseRequest) ([]byte, error) {
+	report, err := t.look(ctx, req)
+	if err != nil {
+		return nil, err
 	}
 	b, err := json.Marshal(report)
 	if err != nil {
 		return nil, fmt.Errorf("encode the report: %w", err)
 	}
-	return connect.NewResponse(&apiv1.DiagnoseResponse{Report: b}), nil
+	return b, nil
+}
+
+func (t *nodeTask) look(ctx context.Context, req *apiv1.DiagnoseRequest) (any, error) {
+	switch {
+	case req.GetEvidence() != nil:
+		pings := req.GetEvidence().GetPings()
+		if pings < 0 || pings > maxPings {
+			return nil, &badRequestError{fmt.Errorf("pings: %d is not between 0 and %d", pings, maxPings)}
+		}
+		return t.surveyor.Evidence(ctx, int(pings))
+	case req.GetTraffic() != nil:
+		return t.surveyor.Traffic(ctx), nil
+	case req.GetSendProbe() != nil:
+		f, err := flowOf(req.GetSendProbe().GetProbe())
+		if err != nil {
+			return nil, &badRequestError{err}
+		}
+		if req.GetSendProbe().GetDryRun() {
+			return t.surveyor.Walk(ctx, f)
+		}
+		return t.surveyor.Send(ctx, f)
+	case req.GetWatchProbe() != nil:
+		f, err := flowOf(req.GetWatchProbe().GetProbe())
+		if err != nil {
+			return nil, &badRequestError{err}
+		}
+		return t.surveyor.Watch(ctx, req.GetWatchProbe().GetAttachment(), f)
+	}
+	return nil, &badRequestError{errors.New("what to diagnose is missing")}
 }
 
 // flowOf reads a probe.

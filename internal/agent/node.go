@@ -180,6 +180,7 @@ func (t *nodeTask) choose(load func() (*pki.Credentials, error)) error {
 	}
 	rpc := vpcproxyv1alpha1connect.NewAgentServiceClient(client.HTTP, client.BaseURL, transport.ClientOptions())
 	t.follow = source.NewController(rpc, address.String(), t.registration, t.gate, t.log)
+	t.follow.OnQuestion(t.diagnose)
 	if t.elections != nil {
 		t.follow.OnYield(t.yield)
 	}

@@ -72,9 +72,13 @@ func (a *app) bundle(ctx context.Context) (node string, parts []part, err error)
 	if err != nil {
 		return "", nil, err
 	}
-	e, err := ask[diagnose.Evidence](ctx, client, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_Evidence{Evidence: &apiv1.EvidenceRequest{Pings: doctorPings}}})
+	w, err := a.witnessAt(a.nodeSocket, "--node-socket")
 	if err != nil {
-		return "", nil, a.nodeError(err)
+		return "", nil, err
+	}
+	e, err := ask[diagnose.Evidence](ctx, w, evidenceRequest(doctorPings))
+	if err != nil {
+		return "", nil, err
 	}
 	add := func(name string, v any, err error) {
 		var content []byte
@@ -100,8 +104,8 @@ func (a *app) bundle(ctx context.Context) (node string, parts []part, err error)
 	} else {
 		add("plan.json", nil, err)
 	}
-	traffic, err := a.traffic(ctx)
-	add("traffic.json", traffic, err)
+	passing, err := traffic(ctx, w)
+	add("traffic.json", passing, err)
 	return e.Node, parts, nil
 }
 

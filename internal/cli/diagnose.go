@@ -14,42 +14,106 @@ import (
 	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
 	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
 	"github.com/vpcproxy/vpcproxy/internal/diagnose"
+	"github.com/vpcproxy/vpcproxy/internal/intent"
 )
 
 // errFound ends a command that has printed what does not work.
 var errFound = errors.New("something does not work; the answer names each cause and what mends it")
 
-// ask has a node agent diagnose, and reads its report.
-func ask[T any](ctx context.Context, client vpcproxyv1alpha1connect.NodeServiceClient, req *apiv1.DiagnoseRequest) (*T, error) {
-	resp, err := client.Diagnose(ctx, connect.NewRequest(req))
+// witness is a node's agent that diagnoses.
+type witness func(ctx context.Context, req *apiv1.DiagnoseRequest) ([]byte, error)
+
+// ask has a node's agent diagnose, and reads its report.
+func ask[T any](ctx context.Context, w witness, req *apiv1.DiagnoseRequest) (*T, error) {
+	b, err := w(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	report := new(T)
-	if err := json.Unmarshal(resp.Msg.GetReport(), report); err != nil {
+	if err := json.Unmarshal(b, report); err != nil {
 		return nil, fmt.Errorf("the agent's report is of another release: %w", err)
 	}
 	return report, nil
 }
 
-// nodeAt returns a client of the node agent at a unix socket.
-func (a *app) nodeAt(socket string) (vpcproxyv1alpha1connect.NodeServiceClient, error) {
+// witnessAt is the agent behind a unix socket.
+func (a *app) witnessAt(socket, flag string) (witness, error) {
 	address, err := transport.ParseAddress("unix://" + socket)
 	if err != nil {
-		return nil, usagef("--proxy-socket: %w", err)
+		return nil, usagef("%s: %w", flag, err)
 	}
 	c, err := transport.NewClient(address, nil)
 	if err != nil {
-		return nil, usagef("--proxy-socket: %w", err)
+		return nil, usagef("%s: %w", flag, err)
 	}
 	a.clients = append(a.clients, c)
-	return vpcproxyv1alpha1connect.NewNodeServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), nil
+	client := vpcproxyv1alpha1connect.NewNodeServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions())
+	return func(ctx context.Context, req *apiv1.DiagnoseRequest) ([]byte, error) {
+		resp, err := client.Diagnose(ctx, connect.NewRequest(req))
+		if err != nil {
+			return nil, callError("the node agent at "+socket+" ("+flag+")", err)
+		}
+		return resp.Msg.GetReport(), nil
+	}, nil
 }
 
-// addProxySocket adds the flag for the node at the other end.
-func addProxySocket(c *cobra.Command, socket *string) {
-	c.Flags().StringVar(socket, "proxy-socket", "",
-		"unix socket `path` of the proxy's node agent, as forwarded by `ssh -L`: both ends are looked at")
+// witnessOf is a node's agent, asked through the controller.
+func (a *app) witnessOf(node string) (witness, error) {
+	client, err := a.control()
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, req *apiv1.DiagnoseRequest) ([]byte, error) {
+		resp, err := client.DiagnoseNode(ctx, connect.NewRequest(&apiv1.DiagnoseNodeRequest{Node: node, Request: req}))
+		if err != nil {
+			return nil, a.controlError(err)
+		}
+		return resp.Msg.GetReport(), nil
+	}, nil
+}
+
+// witnessFlags say whose agent is asked.
+type witnessFlags struct {
+	node, proxySocket string
+}
+
+func (f *witnessFlags) add(c *cobra.Command, a *app, proxy bool) {
+	c.Flags().StringVar(&f.node, "node", "", "`name` of another node, whose agent is asked through the controller")
+	completeFlag(c, "node", a.completeNames(intent.KindNode))
+	if proxy {
+		c.Flags().StringVar(&f.proxySocket, "proxy-socket", "",
+			"unix socket `path` of the proxy's node agent, as forwarded by `ssh -L`: both ends are looked at")
+	}
+}
+
+// first is the agent of this machine, or of the node that the flag names.
+func (f *witnessFlags) first(a *app) (witness, error) {
+	if f.node != "" {
+		return a.witnessOf(f.node)
+	}
+	return a.witnessAt(a.nodeSocket, "--node-socket")
+}
+
+// all are the first, and the one at the proxy's socket.
+func (f *witnessFlags) all(a *app) ([]witness, error) {
+	w, err := f.first(a)
+	if err != nil || f.proxySocket == "" {
+		return []witness{w}, err
+	}
+	other, err := a.witnessAt(f.proxySocket, "--proxy-socket")
+	return []witness{w, other}, err
+}
+
+// down is the finding that an agent does not answer, if that is what an error says.
+func (a *app) down(f witnessFlags, err error) ([]diagnose.Finding, bool) {
+	if f.node != "" || !unavailable(err) {
+		return nil, false
+	}
+	return []diagnose.Finding{diagnose.AgentDown(a.nodeSocket, err)}, true
+}
+
+func evidenceRequest(pings int32) *apiv1.DiagnoseRequest {
+	return &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_Evidence{Evidence: &apiv1.EvidenceRequest{Pings: pings}}}
 }
 
 // findingsText is findings for people.

@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
 	"github.com/vpcproxy/vpcproxy/internal/diagnose"
 )
 
@@ -27,42 +26,37 @@ type doctorJSON struct {
 }
 
 func (a *app) doctorCommand() *cobra.Command {
-	var proxy string
+	var whom witnessFlags
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what is wrong on this machine, and what mends it",
 		Long:  doctorLong,
 		Args:  noArgs,
 	}
-	addProxySocket(c, &proxy)
+	whom.add(c, a, true)
 	out := addFormat(c, formatJSON, formatYAML)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx, cancel := timeout(c, kernelTimeout)
 		defer cancel()
-		client, err := a.node()
+		all, err := whom.all(a)
 		if err != nil {
 			return err
 		}
-		req := &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_Evidence{Evidence: &apiv1.EvidenceRequest{Pings: doctorPings}}}
-		e, err := ask[diagnose.Evidence](ctx, client, req)
-		if unavailable(err) {
-			return a.printFindings(out, "", []diagnose.Finding{diagnose.AgentDown(a.nodeSocket, a.nodeError(err))})
-		} else if err != nil {
-			return a.nodeError(err)
-		}
-		list := diagnose.Doctor(e)
-		if proxy != "" {
-			other, err := a.nodeAt(proxy)
-			if err != nil {
+		var list []diagnose.Finding
+		node := ""
+		for i, w := range all {
+			e, err := ask[diagnose.Evidence](ctx, w, evidenceRequest(doctorPings))
+			if found, down := a.down(whom, err); down && i == 0 {
+				return a.printFindings(out, "", found)
+			} else if err != nil {
 				return err
 			}
-			far, err := ask[diagnose.Evidence](ctx, other, req)
-			if err != nil {
-				return callError("the node agent at "+proxy+" (--proxy-socket)", err)
+			if i == 0 {
+				node = e.Node
 			}
-			list = append(list, diagnose.Doctor(far)...)
+			list = append(list, diagnose.Doctor(e)...)
 		}
-		return a.printFindings(out, e.Node, list)
+		return a.printFindings(out, node, list)
 	}
 	return c
 }

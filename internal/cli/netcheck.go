@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
 	"github.com/vpcproxy/vpcproxy/internal/diagnose"
 )
 
@@ -28,7 +27,7 @@ type netcheckJSON struct {
 }
 
 func (a *app) netcheckCommand() *cobra.Command {
-	var proxy string
+	var whom witnessFlags
 	var pings int32
 	c := &cobra.Command{
 		Use:   "netcheck",
@@ -36,7 +35,7 @@ func (a *app) netcheckCommand() *cobra.Command {
 		Long:  netcheckLong,
 		Args:  noArgs,
 	}
-	addProxySocket(c, &proxy)
+	whom.add(c, a, true)
 	c.Flags().Int32Var(&pings, "count", 20, "how many packets to send to each peer, 1 to 100")
 	out := addFormat(c, formatJSON, formatYAML)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -45,18 +44,15 @@ func (a *app) netcheckCommand() *cobra.Command {
 		}
 		ctx, cancel := timeout(c, kernelTimeout)
 		defer cancel()
+		all, err := whom.all(a)
+		if err != nil {
+			return err
+		}
 		var answers []netcheckJSON
-		for _, socket := range []string{a.nodeSocket, proxy} {
-			if socket == "" {
-				continue
-			}
-			client, err := a.nodeAt(socket)
+		for _, w := range all {
+			e, err := ask[diagnose.Evidence](ctx, w, evidenceRequest(pings))
 			if err != nil {
 				return err
-			}
-			e, err := ask[diagnose.Evidence](ctx, client, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_Evidence{Evidence: &apiv1.EvidenceRequest{Pings: pings}}})
-			if err != nil {
-				return callError("the node agent at "+socket, err)
 			}
 			answers = append(answers, netcheckJSON{e.Node, e.Peers, diagnose.Underlays(e)})
 		}

@@ -25,6 +25,7 @@ type topJSON struct {
 }
 
 func (a *app) topCommand() *cobra.Command {
+	var whom witnessFlags
 	var every time.Duration
 	var watch bool
 	c := &cobra.Command{
@@ -34,6 +35,7 @@ func (a *app) topCommand() *cobra.Command {
 			"shows it beside the connections and the use of SNAT ports toward the busiest destination.",
 		Args: noArgs,
 	}
+	whom.add(c, a, false)
 	c.Flags().DurationVar(&every, "interval", time.Second, "how long to measure, 100ms to 1m")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on until interrupted")
 	out := addFormat(c, formatJSON, formatYAML)
@@ -41,7 +43,11 @@ func (a *app) topCommand() *cobra.Command {
 		if every < 100*time.Millisecond || every > time.Minute {
 			return usagef("--interval: %s is not between 100ms and 1m", every)
 		}
-		before, err := a.traffic(c.Context())
+		w, err := whom.first(a)
+		if err != nil {
+			return err
+		}
+		before, err := traffic(c.Context(), w)
 		for err == nil {
 			select {
 			case <-c.Context().Done():
@@ -49,7 +55,7 @@ func (a *app) topCommand() *cobra.Command {
 			case <-time.After(every):
 			}
 			var after *diagnose.Traffic
-			if after, err = a.traffic(c.Context()); err != nil {
+			if after, err = traffic(c.Context(), w); err != nil {
 				break
 			}
 			rates := ratesOf(before, after)
@@ -63,19 +69,15 @@ func (a *app) topCommand() *cobra.Command {
 			}
 			before = after
 		}
-		return a.nodeError(err)
+		return err
 	}
 	return c
 }
 
-func (a *app) traffic(ctx context.Context) (*diagnose.Traffic, error) {
-	client, err := a.node()
-	if err != nil {
-		return nil, err
-	}
+func traffic(ctx context.Context, w witness) (*diagnose.Traffic, error) {
 	ctx, cancel := context.WithTimeout(ctx, kernelTimeout)
 	defer cancel()
-	return ask[diagnose.Traffic](ctx, client, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_Traffic{Traffic: &apiv1.TrafficRequest{}}})
+	return ask[diagnose.Traffic](ctx, w, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_Traffic{Traffic: &apiv1.TrafficRequest{}}})
 }
 
 // ratesOf compares two looks; what was made anew between them counts from 0.

@@ -20,12 +20,14 @@ const traceLong = `Trace walks the way of one packet from a pod of this machine 
 the kernel decides at each step, and where a packet that is sent just now, as the
 pod would, is seen and where it stops. It says why, and what mends it.
 
-With --proxy-socket the proxy is asked, too, and the walk goes on there. The probe
+The proxies that may get the packet are asked, too, through the controller or at
+--proxy-socket, and the walk goes on there. The probe
 opens a TCP connection half (one SYN), or with port 0 is a ping; the pod gets the
 answer and ignores it.`
 
 func (a *app) traceCommand() *cobra.Command {
-	var from, to, proxy string
+	var from, to string
+	var whom witnessFlags
 	c := &cobra.Command{
 		Use:     "trace --from POD|ADDRESS --to ADDRESS:PORT",
 		Short:   "Follow a packet from a pod to a user VPC and say where it stops",
@@ -35,7 +37,7 @@ func (a *app) traceCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&from, "from", "", "the pod's `address`, or the owner of its binding")
 	c.Flags().StringVar(&to, "to", "", "the server's `address` and TCP port; port 0, or none, for a ping")
-	addProxySocket(c, &proxy)
+	whom.add(c, a, true)
 	out := addFormat(c, formatJSON, formatYAML)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ctx, cancel := timeout(c, kernelTimeout)
@@ -48,7 +50,7 @@ func (a *app) traceCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		t, err := a.trace(ctx, pod, target, proxy)
+		t, err := a.trace(ctx, pod, target, whom)
 		if err != nil {
 			return err
 		}
@@ -98,45 +100,88 @@ func (a *app) podAddress(ctx context.Context, s string) (netip.Addr, error) {
 	return netip.Addr{}, &exitError{codeNotFound, fmt.Errorf("--from: %q is neither an address nor the owner of a binding; see `vpcproxyctl get bindings`", s)}
 }
 
-// trace asks both ends at once: the proxy watches while the host sends.
-func (a *app) trace(ctx context.Context, pod netip.Addr, target netip.AddrPort, proxySocket string) (diagnose.Trace, error) {
+// trace asks both ends at once: the proxies watch while the host sends.
+func (a *app) trace(ctx context.Context, pod netip.Addr, target netip.AddrPort, whom witnessFlags) (diagnose.Trace, error) {
 	var token [4]byte
 	if _, err := rand.Read(token[:]); err != nil {
 		return diagnose.Trace{}, err
 	}
 	probe := &apiv1.Probe{From: pod.String(), To: target.String(), Token: binary.BigEndian.Uint32(token[:])}
-	client, err := a.node()
+	send := func(dry bool) *apiv1.DiagnoseRequest {
+		return &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_SendProbe{SendProbe: &apiv1.SendProbeRequest{Probe: probe, DryRun: dry}}}
+	}
+	first, err := whom.first(a)
 	if err != nil {
 		return diagnose.Trace{}, err
 	}
+	walk, err := ask[diagnose.Side](ctx, first, send(true))
+	if found, down := a.down(whom, err); down {
+		return diagnose.Trace{From: pod, To: target, Hops: []diagnose.Hop{}, Findings: found}, nil
+	} else if err != nil {
+		return diagnose.Trace{}, err
+	}
+	proxies, err := a.proxies(walk, whom)
+	if err != nil {
+		return diagnose.Trace{}, err
+	}
+	watch := &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_WatchProbe{WatchProbe: &apiv1.WatchProbeRequest{Probe: probe, Attachment: walk.Attachment}}}
+	far := a.watchAll(ctx, proxies, watch)
+	host, err := ask[diagnose.Side](ctx, first, send(false))
+	proxy := <-far
+	if err != nil {
+		return diagnose.Trace{}, err
+	}
+	return diagnose.Explain(pod, target, host, proxy), nil
+}
+
+// proxies are the agents of the proxies that may get the packet.
+func (a *app) proxies(walk *diagnose.Side, whom witnessFlags) ([]witness, error) {
+	if walk.Attachment == "" {
+		return nil, nil
+	}
+	if whom.proxySocket != "" {
+		w, err := a.witnessAt(whom.proxySocket, "--proxy-socket")
+		return []witness{w}, err
+	}
+	var all []witness
+	for _, node := range walk.Proxies {
+		w, err := a.witnessOf(node)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, w)
+	}
+	return all, nil
+}
+
+// watchAll has proxies watch for the probe. The one that has seen most of it is sent
+// in the end, or nil if none can be asked.
+func (a *app) watchAll(ctx context.Context, proxies []witness, req *apiv1.DiagnoseRequest) <-chan *diagnose.Side {
 	type answer struct {
 		side *diagnose.Side
 		err  error
 	}
-	far := make(chan answer, 1)
-	if proxySocket == "" {
-		far <- answer{}
-	} else {
-		other, err := a.nodeAt(proxySocket)
-		if err != nil {
-			return diagnose.Trace{}, err
-		}
+	answers := make(chan answer, len(proxies))
+	for _, w := range proxies {
 		go func() {
-			side, err := ask[diagnose.Side](ctx, other, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_WatchProbe{WatchProbe: &apiv1.WatchProbeRequest{Probe: probe}}})
-			far <- answer{side, err}
+			side, err := ask[diagnose.Side](ctx, w, req)
+			answers <- answer{side, err}
 		}()
 	}
-	host, err := ask[diagnose.Side](ctx, client, &apiv1.DiagnoseRequest{What: &apiv1.DiagnoseRequest_SendProbe{SendProbe: &apiv1.SendProbeRequest{Probe: probe}}})
-	if unavailable(err) {
-		return diagnose.Trace{From: pod, To: target, Hops: []diagnose.Hop{}, Findings: []diagnose.Finding{diagnose.AgentDown(a.nodeSocket, a.nodeError(err))}}, nil
-	} else if err != nil {
-		return diagnose.Trace{}, a.nodeError(err)
-	}
-	proxy := <-far
-	if proxy.err != nil {
-		a.message("warning: %v", callError("the proxy's node agent at "+proxySocket, proxy.err))
-	}
-	return diagnose.Explain(pod, target, host, proxy.side), nil
+	best := make(chan *diagnose.Side, 1)
+	go func() {
+		var most *diagnose.Side
+		for range proxies {
+			got := <-answers
+			if got.err != nil {
+				a.message("note: a proxy was not asked: %v", got.err)
+			} else if most == nil || len(got.side.Seen) > len(most.Seen) {
+				most = got.side
+			}
+		}
+		best <- most
+	}()
+	return best
 }
 
 func traced(t diagnose.Trace) error {

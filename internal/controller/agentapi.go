@@ -70,7 +70,7 @@ func (s *agentAPI) Watch(ctx context.Context, req *connect.Request[apiv1.WatchRe
 	st := s.c.agents.enter(name, s.c.now(), cancel)
 	defer func() { s.c.agents.leave(name, st, s.c.now()) }()
 	s.c.log.Debug("agent connected", "node", name)
-	err = s.c.stream(ctx, name, req.Msg.GetKnown(), st.yields, out.Send)
+	err = s.c.stream(ctx, name, req.Msg.GetKnown(), st, out.Send)
 	s.c.log.Debug("agent disconnected", "node", name, "err", err)
 	if errors.Is(err, errReplaced) {
 		return connect.NewError(connect.CodeAborted, err)
@@ -132,7 +132,7 @@ func (c *Controller) registration(v *view, node *intent.Node) (*change, error) {
 
 // stream sends a node what it may know, at once and whenever that changes, what
 // it is told to hand over, and heartbeats in between. A reader that is slow misses what is outdated.
-func (c *Controller) stream(ctx context.Context, node string, known []string, yields <-chan string, send func(*apiv1.WatchResponse) error) error {
+func (c *Controller) stream(ctx context.Context, node string, known []string, st *stream, send func(*apiv1.WatchResponse) error) error {
 	beat := time.NewTicker(c.beat)
 	defer beat.Stop()
 	var last *intent.Set
@@ -169,7 +169,11 @@ func (c *Controller) stream(ctx context.Context, node string, known []string, yi
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-v.newer:
-		case group := <-yields:
+		case q := <-st.asks:
+			if err := send(&apiv1.WatchResponse{Question: q}); err != nil {
+				return err
+			}
+		case group := <-st.yields:
 			if err := send(&apiv1.WatchResponse{Yield: group}); err != nil {
 				return err
 			}

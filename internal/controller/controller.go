@@ -71,6 +71,8 @@ type Controller struct {
 	verify chan confirmation    // asks that goroutine to accept a loss
 	write  chan struct{}        // capacity 1: held while writing
 	agents *registry
+	// questions wait for nodes' answers.
+	questions questions
 }
 
 // New returns a controller; Run starts it.

@@ -36,9 +36,11 @@ type agent struct {
 type stream struct {
 	cancel context.CancelCauseFunc
 	yields chan string // groups whose role is to be handed over; buffered
+	asks   chan *apiv1.Question
 }
 
-// maxYields is how many hand-overs wait for a stream to send them.
+// maxYields is how many hand-overs, and how many questions, wait for a stream to
+// send them.
 const maxYields = 16
 
 func newRegistry() *registry {
@@ -68,7 +70,7 @@ func (r *registry) enter(node string, now time.Time, cancel context.CancelCauseF
 	if a.stream != nil {
 		a.stream.cancel(errReplaced)
 	}
-	s := &stream{cancel, make(chan string, maxYields)}
+	s := &stream{cancel, make(chan string, maxYields), make(chan *apiv1.Question, maxYields)}
 	a.stream, a.lastSeen = s, now
 	r.notify()
 	return s
@@ -95,6 +97,22 @@ func (r *registry) yield(node, group string) bool {
 	}
 	select {
 	case a.stream.yields <- group:
+		return true
+	default:
+		return false
+	}
+}
+
+// ask has a question sent to a node's agent, and tells whether it is on its way.
+func (r *registry) ask(node string, q *apiv1.Question) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.agents[node]
+	if a == nil || a.stream == nil {
+		return false
+	}
+	select {
+	case a.stream.asks <- q:
 		return true
 	default:
 		return false

@@ -116,9 +116,9 @@ func (f *findings) objects(e *Evidence) {
 
 func (f *findings) difference(d Difference) {
 	what := map[string]string{"create": "is missing", "repair": "differs", "delete": "is there and should not be"}[d.Op]
-	evidence := lines("%s %s %s", d.Kind, d.Key, what)
-	if d.Reason != "" {
-		evidence = append(evidence, d.Reason)
+	var evidence []string
+	if d.Reason != "" && d.Reason != "missing" {
+		evidence = []string{d.Reason}
 	}
 	f.add(codeOfKind(d.Kind), d.Attachment, fmt.Sprintf("%s: %s %s", d.Kind, d.Key, what), evidence, append([]string{"vpcproxyctl resync"}, d.Commands...))
 }

@@ -105,6 +105,8 @@ type Side struct {
 	Lookup     Lookup     `json:"lookup"`
 	Back       Lookup     `json:"back"`    // toward the pod, or the function host
 	Underlay   Lookup     `json:"outside"` // toward the peer's underlay address
+	// Proxies may be the other end.
+	Proxies []string `json:"proxies,omitempty"`
 	// Silent is a next hop in the user's subnet that does not answer ARP.
 	Silent   netip.Addr `json:"silent,omitzero"`
 	Seen     []Sighting `json:"seen"`

@@ -30,6 +30,8 @@ const (
 	reportEvery = 15 * time.Second
 	// rpcTimeout bounds a call that is not a stream.
 	rpcTimeout = 10 * time.Second
+	// maxAsked is how many questions of the controller are worked on at a time.
+	maxAsked = 4
 )
 
 // AgentClient is the part of the controller's API that a node uses;
@@ -37,6 +39,7 @@ const (
 type AgentClient interface {
 	Watch(context.Context, *connect.Request[apiv1.WatchRequest]) (*connect.ServerStreamForClient[apiv1.WatchResponse], error)
 	Report(context.Context, *connect.Request[apiv1.ReportRequest]) (*connect.Response[apiv1.ReportResponse], error)
+	Answer(context.Context, *connect.Request[apiv1.AnswerRequest]) (*connect.Response[apiv1.AnswerResponse], error)
 }
 
 // Controller is intent from a controller, and the way back of reports.
@@ -47,6 +50,9 @@ type Controller struct {
 	gate   *Gate
 	log    *slog.Logger
 	yield  func(ctx context.Context, group string) // may be nil
+	// diagnose answers the controller's questions; may be nil.
+	diagnose func(ctx context.Context, r *apiv1.DiagnoseRequest) ([]byte, error)
+	asked    chan struct{} // holds a token for each question in work
 
 	mu      sync.Mutex
 	problem error
@@ -58,13 +64,40 @@ type Controller struct {
 // makes the Node object to register with, anew at every attempt, because the
 // underlay address may have changed.
 func NewController(client AgentClient, addr string, node func() (*structpb.Struct, error), gate *Gate, log *slog.Logger) *Controller {
-	return &Controller{client: client, addr: addr, node: node, gate: gate, log: log, wake: make(chan struct{}, 1),
+	return &Controller{client: client, addr: addr, node: node, gate: gate, log: log, wake: make(chan struct{}, 1), asked: make(chan struct{}, maxAsked),
 		problem: errors.New("not connected yet")}
 }
 
 // OnYield has f called when the controller wants a group's active role handed
 // over. Call it before Run. f must not take long.
 func (c *Controller) OnYield(f func(ctx context.Context, group string)) { c.yield = f }
+
+// OnQuestion has f answer when the controller asks the node to diagnose. Call it
+// before Run.
+func (c *Controller) OnQuestion(f func(ctx context.Context, r *apiv1.DiagnoseRequest) ([]byte, error)) {
+	c.diagnose = f
+}
+
+// answer works on a question and tells the controller what came of it.
+func (c *Controller) answer(ctx context.Context, node string, q *apiv1.Question) {
+	a := &apiv1.AnswerRequest{Node: node, Id: q.GetId()}
+	select {
+	case c.asked <- struct{}{}:
+		report, err := c.diagnose(ctx, q.GetRequest())
+		<-c.asked
+		a.Report = report
+		if err != nil {
+			a.Error = err.Error()
+		}
+	default:
+		a.Error = "the node's agent is busy with other questions; try again later"
+	}
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
+	defer cancel()
+	if _, err := c.client.Answer(ctx, connect.NewRequest(a)); err != nil && ctx.Err() == nil {
+		c.log.Debug("answer not taken", "controller", c.addr, "err", err)
+	}
+}
 
 // String names the source for status and logs.
 func (c *Controller) String() string { return "controller " + c.addr }
@@ -152,6 +185,9 @@ func (c *Controller) follow(ctx context.Context) (got bool, err error) {
 	reports.Go(func() { c.sendReports(ctx) })
 	for stream.Receive() {
 		watchdog.Reset(silence)
+		if q := stream.Msg().GetQuestion(); q != nil && c.diagnose != nil {
+			reports.Go(func() { c.answer(ctx, nameOf(node), q) })
+		}
 		if group := stream.Msg().GetYield(); group != "" && c.yield != nil {
 			c.yield(ctx, group)
 		}
@@ -171,6 +207,11 @@ func (c *Controller) follow(ctx context.Context) (got bool, err error) {
 		return got, cause(ctx, err)
 	}
 	return got, errors.New("the controller closed the stream")
+}
+
+// nameOf is a Node object's name.
+func nameOf(node *structpb.Struct) string {
+	return node.GetFields()["metadata"].GetStructValue().GetFields()["name"].GetStringValue()
 }
 
 // cause prefers the reason for which we gave up over what the transport made

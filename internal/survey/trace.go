@@ -23,6 +23,43 @@ const sendTime = 2 * time.Second
 // WatchTime is for how long a proxy watches for the probe.
 const WatchTime = sendTime + time.Second
 
+// Walk says what this function host does with the flow's packet, and which nodes
+// may be the proxy that gets it.
+func (s *Surveyor) Walk(ctx context.Context, f probe.Flow) (*diagnose.Side, error) {
+	side, _ := s.look(ctx).walk(f)
+	return side, nil
+}
+
+// walk returns false if no attachment takes the packet.
+func (l *look) walk(f probe.Flow) (*diagnose.Side, bool) {
+	side := &diagnose.Side{Node: l.opts.Name}
+	fp, mark, ok := l.match(f, side)
+	if ok {
+		side.Attachment, side.Tunnel, side.Table, side.Mark = fp.Attachment, fp.Link, fp.Table, mark
+		l.walkHost(side, fp, f)
+		side.Proxies = l.proxies(fp.Attachment)
+	}
+	return side, ok
+}
+
+// proxies are the members of the groups that serve an attachment.
+func (l *look) proxies(attachment string) []string {
+	var names []string
+	a := l.set.Attachment(attachment)
+	if a == nil {
+		return nil
+	}
+	for _, g := range l.set.Groups {
+		if !a.ServedBy(g.ObjectName()) {
+			continue
+		}
+		for _, m := range g.Spec.Members {
+			names = append(names, m.Node)
+		}
+	}
+	return names
+}
+
 // Send walks what this function host does with the flow's packet, sends it as the
 // pod would, and says where it was seen.
 func (s *Surveyor) Send(ctx context.Context, f probe.Flow) (*diagnose.Side, error) {
@@ -31,11 +68,8 @@ func (s *Surveyor) Send(ctx context.Context, f probe.Flow) (*diagnose.Side, erro
 	}
 	defer s.end()
 	l := s.look(ctx)
-	side := &diagnose.Side{Node: s.opts.Name}
-	fp, mark, ok := l.match(f, side)
+	side, ok := l.walk(f)
 	if ok {
-		side.Attachment, side.Tunnel, side.Table, side.Mark = fp.Attachment, fp.Link, fp.Table, mark
-		l.walkHost(side, fp, f)
 		if err := l.send(side, f); err != nil {
 			return nil, err
 		}

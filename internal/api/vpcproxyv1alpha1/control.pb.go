@@ -1759,7 +1759,9 @@ type WatchResponse struct {
 	// JSON of package intent's Set. Empty: a heartbeat.
 	Snapshot []byte `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// The group whose active role the node is to hand over, if it has it.
-	Yield         string `protobuf:"bytes,2,opt,name=yield,proto3" json:"yield,omitempty"`
+	Yield string `protobuf:"bytes,2,opt,name=yield,proto3" json:"yield,omitempty"`
+	// A question for the node.
+	Question      *Question `protobuf:"bytes,3,opt,name=question,proto3" json:"question,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1806,6 +1808,13 @@ func (x *WatchResponse) GetYield() string {
 		return x.Yield
 	}
 	return ""
+}
+
+func (x *WatchResponse) GetQuestion() *Question {
+	if x != nil {
+		return x.Question
+	}
+	return nil
 }
 
 type ReportRequest struct {
@@ -1972,7 +1981,7 @@ var File_vpcproxy_v1alpha1_control_proto protoreflect.FileDescriptor
 
 const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1fvpcproxy/v1alpha1/control.proto\x12\x11vpcproxy.v1alpha1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n" +
+	"\x1fvpcproxy/v1alpha1/control.proto\x12\x11vpcproxy.v1alpha1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a vpcproxy/v1alpha1/diagnose.proto\"U\n" +
 	"\rCordonRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\bcordoned\x18\x02 \x01(\bR\bcordoned\x12\x14\n" +
@@ -2099,10 +2108,11 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"Q\n" +
 	"\fWatchRequest\x12+\n" +
 	"\x04node\x18\x01 \x01(\v2\x17.google.protobuf.StructR\x04node\x12\x14\n" +
-	"\x05known\x18\x02 \x03(\tR\x05known\"A\n" +
+	"\x05known\x18\x02 \x03(\tR\x05known\"z\n" +
 	"\rWatchResponse\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\fR\bsnapshot\x12\x14\n" +
-	"\x05yield\x18\x02 \x01(\tR\x05yield\"F\n" +
+	"\x05yield\x18\x02 \x01(\tR\x05yield\x127\n" +
+	"\bquestion\x18\x03 \x01(\v2\x1b.vpcproxy.v1alpha1.QuestionR\bquestion\"F\n" +
 	"\rReportRequest\x125\n" +
 	"\x06report\x18\x01 \x01(\v2\x1d.vpcproxy.v1alpha1.NodeReportR\x06report\"\x10\n" +
 	"\x0eReportResponse\"\x17\n" +
@@ -2113,7 +2123,7 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_CREATED\x10\x01\x12\x13\n" +
 	"\x0fOUTCOME_UPDATED\x10\x02\x12\x15\n" +
-	"\x11OUTCOME_UNCHANGED\x10\x032\x8f\x06\n" +
+	"\x11OUTCOME_UNCHANGED\x10\x032\xec\x06\n" +
 	"\x0eControlService\x12J\n" +
 	"\x05Apply\x12\x1f.vpcproxy.v1alpha1.ApplyRequest\x1a .vpcproxy.v1alpha1.ApplyResponse\x12I\n" +
 	"\x03Get\x12\x1d.vpcproxy.v1alpha1.GetRequest\x1a\x1e.vpcproxy.v1alpha1.GetResponse\"\x03\x90\x02\x01\x12L\n" +
@@ -2121,12 +2131,14 @@ const file_vpcproxy_v1alpha1_control_proto_rawDesc = "" +
 	"\x06Delete\x12 .vpcproxy.v1alpha1.DeleteRequest\x1a!.vpcproxy.v1alpha1.DeleteResponse\x12R\n" +
 	"\x06Status\x12 .vpcproxy.v1alpha1.StatusRequest\x1a!.vpcproxy.v1alpha1.StatusResponse\"\x03\x90\x02\x01\x12j\n" +
 	"\x0fWatchAttachment\x12).vpcproxy.v1alpha1.WatchAttachmentRequest\x1a*.vpcproxy.v1alpha1.WatchAttachmentResponse0\x01\x12e\n" +
-	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse\x12M\n" +
+	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse\x12[\n" +
+	"\fDiagnoseNode\x12&.vpcproxy.v1alpha1.DiagnoseNodeRequest\x1a#.vpcproxy.v1alpha1.DiagnoseResponse\x12M\n" +
 	"\x06Cordon\x12 .vpcproxy.v1alpha1.CordonRequest\x1a!.vpcproxy.v1alpha1.CordonResponse\x12S\n" +
-	"\bFailover\x12\".vpcproxy.v1alpha1.FailoverRequest\x1a#.vpcproxy.v1alpha1.FailoverResponse2\xab\x01\n" +
+	"\bFailover\x12\".vpcproxy.v1alpha1.FailoverRequest\x1a#.vpcproxy.v1alpha1.FailoverResponse2\xfa\x01\n" +
 	"\fAgentService\x12L\n" +
 	"\x05Watch\x12\x1f.vpcproxy.v1alpha1.WatchRequest\x1a .vpcproxy.v1alpha1.WatchResponse0\x01\x12M\n" +
-	"\x06Report\x12 .vpcproxy.v1alpha1.ReportRequest\x1a!.vpcproxy.v1alpha1.ReportResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
+	"\x06Report\x12 .vpcproxy.v1alpha1.ReportRequest\x1a!.vpcproxy.v1alpha1.ReportResponse\x12M\n" +
+	"\x06Answer\x12 .vpcproxy.v1alpha1.AnswerRequest\x1a!.vpcproxy.v1alpha1.AnswerResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
 
 var (
 	file_vpcproxy_v1alpha1_control_proto_rawDescOnce sync.Once
@@ -2177,6 +2189,11 @@ var file_vpcproxy_v1alpha1_control_proto_goTypes = []any{
 	(*ConfirmRemovalResponse)(nil),  // 31: vpcproxy.v1alpha1.ConfirmRemovalResponse
 	(*structpb.Struct)(nil),         // 32: google.protobuf.Struct
 	(*timestamppb.Timestamp)(nil),   // 33: google.protobuf.Timestamp
+	(*Question)(nil),                // 34: vpcproxy.v1alpha1.Question
+	(*DiagnoseNodeRequest)(nil),     // 35: vpcproxy.v1alpha1.DiagnoseNodeRequest
+	(*AnswerRequest)(nil),           // 36: vpcproxy.v1alpha1.AnswerRequest
+	(*DiagnoseResponse)(nil),        // 37: vpcproxy.v1alpha1.DiagnoseResponse
+	(*AnswerResponse)(nil),          // 38: vpcproxy.v1alpha1.AnswerResponse
 }
 var file_vpcproxy_v1alpha1_control_proto_depIdxs = []int32{
 	32, // 0: vpcproxy.v1alpha1.ApplyRequest.objects:type_name -> google.protobuf.Struct
@@ -2195,34 +2212,39 @@ var file_vpcproxy_v1alpha1_control_proto_depIdxs = []int32{
 	33, // 13: vpcproxy.v1alpha1.GroupReport.since:type_name -> google.protobuf.Timestamp
 	24, // 14: vpcproxy.v1alpha1.GroupReport.sessions:type_name -> vpcproxy.v1alpha1.SessionReport
 	32, // 15: vpcproxy.v1alpha1.WatchRequest.node:type_name -> google.protobuf.Struct
-	21, // 16: vpcproxy.v1alpha1.ReportRequest.report:type_name -> vpcproxy.v1alpha1.NodeReport
-	6,  // 17: vpcproxy.v1alpha1.ControlService.Apply:input_type -> vpcproxy.v1alpha1.ApplyRequest
-	10, // 18: vpcproxy.v1alpha1.ControlService.Get:input_type -> vpcproxy.v1alpha1.GetRequest
-	12, // 19: vpcproxy.v1alpha1.ControlService.List:input_type -> vpcproxy.v1alpha1.ListRequest
-	14, // 20: vpcproxy.v1alpha1.ControlService.Delete:input_type -> vpcproxy.v1alpha1.DeleteRequest
-	16, // 21: vpcproxy.v1alpha1.ControlService.Status:input_type -> vpcproxy.v1alpha1.StatusRequest
-	18, // 22: vpcproxy.v1alpha1.ControlService.WatchAttachment:input_type -> vpcproxy.v1alpha1.WatchAttachmentRequest
-	30, // 23: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	2,  // 24: vpcproxy.v1alpha1.ControlService.Cordon:input_type -> vpcproxy.v1alpha1.CordonRequest
-	4,  // 25: vpcproxy.v1alpha1.ControlService.Failover:input_type -> vpcproxy.v1alpha1.FailoverRequest
-	26, // 26: vpcproxy.v1alpha1.AgentService.Watch:input_type -> vpcproxy.v1alpha1.WatchRequest
-	28, // 27: vpcproxy.v1alpha1.AgentService.Report:input_type -> vpcproxy.v1alpha1.ReportRequest
-	8,  // 28: vpcproxy.v1alpha1.ControlService.Apply:output_type -> vpcproxy.v1alpha1.ApplyResponse
-	11, // 29: vpcproxy.v1alpha1.ControlService.Get:output_type -> vpcproxy.v1alpha1.GetResponse
-	13, // 30: vpcproxy.v1alpha1.ControlService.List:output_type -> vpcproxy.v1alpha1.ListResponse
-	15, // 31: vpcproxy.v1alpha1.ControlService.Delete:output_type -> vpcproxy.v1alpha1.DeleteResponse
-	17, // 32: vpcproxy.v1alpha1.ControlService.Status:output_type -> vpcproxy.v1alpha1.StatusResponse
-	19, // 33: vpcproxy.v1alpha1.ControlService.WatchAttachment:output_type -> vpcproxy.v1alpha1.WatchAttachmentResponse
-	31, // 34: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	3,  // 35: vpcproxy.v1alpha1.ControlService.Cordon:output_type -> vpcproxy.v1alpha1.CordonResponse
-	5,  // 36: vpcproxy.v1alpha1.ControlService.Failover:output_type -> vpcproxy.v1alpha1.FailoverResponse
-	27, // 37: vpcproxy.v1alpha1.AgentService.Watch:output_type -> vpcproxy.v1alpha1.WatchResponse
-	29, // 38: vpcproxy.v1alpha1.AgentService.Report:output_type -> vpcproxy.v1alpha1.ReportResponse
-	28, // [28:39] is the sub-list for method output_type
-	17, // [17:28] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	34, // 16: vpcproxy.v1alpha1.WatchResponse.question:type_name -> vpcproxy.v1alpha1.Question
+	21, // 17: vpcproxy.v1alpha1.ReportRequest.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	6,  // 18: vpcproxy.v1alpha1.ControlService.Apply:input_type -> vpcproxy.v1alpha1.ApplyRequest
+	10, // 19: vpcproxy.v1alpha1.ControlService.Get:input_type -> vpcproxy.v1alpha1.GetRequest
+	12, // 20: vpcproxy.v1alpha1.ControlService.List:input_type -> vpcproxy.v1alpha1.ListRequest
+	14, // 21: vpcproxy.v1alpha1.ControlService.Delete:input_type -> vpcproxy.v1alpha1.DeleteRequest
+	16, // 22: vpcproxy.v1alpha1.ControlService.Status:input_type -> vpcproxy.v1alpha1.StatusRequest
+	18, // 23: vpcproxy.v1alpha1.ControlService.WatchAttachment:input_type -> vpcproxy.v1alpha1.WatchAttachmentRequest
+	30, // 24: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	35, // 25: vpcproxy.v1alpha1.ControlService.DiagnoseNode:input_type -> vpcproxy.v1alpha1.DiagnoseNodeRequest
+	2,  // 26: vpcproxy.v1alpha1.ControlService.Cordon:input_type -> vpcproxy.v1alpha1.CordonRequest
+	4,  // 27: vpcproxy.v1alpha1.ControlService.Failover:input_type -> vpcproxy.v1alpha1.FailoverRequest
+	26, // 28: vpcproxy.v1alpha1.AgentService.Watch:input_type -> vpcproxy.v1alpha1.WatchRequest
+	28, // 29: vpcproxy.v1alpha1.AgentService.Report:input_type -> vpcproxy.v1alpha1.ReportRequest
+	36, // 30: vpcproxy.v1alpha1.AgentService.Answer:input_type -> vpcproxy.v1alpha1.AnswerRequest
+	8,  // 31: vpcproxy.v1alpha1.ControlService.Apply:output_type -> vpcproxy.v1alpha1.ApplyResponse
+	11, // 32: vpcproxy.v1alpha1.ControlService.Get:output_type -> vpcproxy.v1alpha1.GetResponse
+	13, // 33: vpcproxy.v1alpha1.ControlService.List:output_type -> vpcproxy.v1alpha1.ListResponse
+	15, // 34: vpcproxy.v1alpha1.ControlService.Delete:output_type -> vpcproxy.v1alpha1.DeleteResponse
+	17, // 35: vpcproxy.v1alpha1.ControlService.Status:output_type -> vpcproxy.v1alpha1.StatusResponse
+	19, // 36: vpcproxy.v1alpha1.ControlService.WatchAttachment:output_type -> vpcproxy.v1alpha1.WatchAttachmentResponse
+	31, // 37: vpcproxy.v1alpha1.ControlService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	37, // 38: vpcproxy.v1alpha1.ControlService.DiagnoseNode:output_type -> vpcproxy.v1alpha1.DiagnoseResponse
+	3,  // 39: vpcproxy.v1alpha1.ControlService.Cordon:output_type -> vpcproxy.v1alpha1.CordonResponse
+	5,  // 40: vpcproxy.v1alpha1.ControlService.Failover:output_type -> vpcproxy.v1alpha1.FailoverResponse
+	27, // 41: vpcproxy.v1alpha1.AgentService.Watch:output_type -> vpcproxy.v1alpha1.WatchResponse
+	29, // 42: vpcproxy.v1alpha1.AgentService.Report:output_type -> vpcproxy.v1alpha1.ReportResponse
+	38, // 43: vpcproxy.v1alpha1.AgentService.Answer:output_type -> vpcproxy.v1alpha1.AnswerResponse
+	31, // [31:44] is the sub-list for method output_type
+	18, // [18:31] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_vpcproxy_v1alpha1_control_proto_init() }
@@ -2230,6 +2252,7 @@ func file_vpcproxy_v1alpha1_control_proto_init() {
 	if File_vpcproxy_v1alpha1_control_proto != nil {
 		return
 	}
+	file_vpcproxy_v1alpha1_diagnose_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

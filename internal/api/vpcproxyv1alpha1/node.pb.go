@@ -23,406 +23,6 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type DiagnoseRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to What:
-	//
-	//	*DiagnoseRequest_Evidence
-	//	*DiagnoseRequest_Traffic
-	//	*DiagnoseRequest_SendProbe
-	//	*DiagnoseRequest_WatchProbe
-	What          isDiagnoseRequest_What `protobuf_oneof:"what"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DiagnoseRequest) Reset() {
-	*x = DiagnoseRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DiagnoseRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DiagnoseRequest) ProtoMessage() {}
-
-func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DiagnoseRequest.ProtoReflect.Descriptor instead.
-func (*DiagnoseRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *DiagnoseRequest) GetWhat() isDiagnoseRequest_What {
-	if x != nil {
-		return x.What
-	}
-	return nil
-}
-
-func (x *DiagnoseRequest) GetEvidence() *EvidenceRequest {
-	if x != nil {
-		if x, ok := x.What.(*DiagnoseRequest_Evidence); ok {
-			return x.Evidence
-		}
-	}
-	return nil
-}
-
-func (x *DiagnoseRequest) GetTraffic() *TrafficRequest {
-	if x != nil {
-		if x, ok := x.What.(*DiagnoseRequest_Traffic); ok {
-			return x.Traffic
-		}
-	}
-	return nil
-}
-
-func (x *DiagnoseRequest) GetSendProbe() *SendProbeRequest {
-	if x != nil {
-		if x, ok := x.What.(*DiagnoseRequest_SendProbe); ok {
-			return x.SendProbe
-		}
-	}
-	return nil
-}
-
-func (x *DiagnoseRequest) GetWatchProbe() *WatchProbeRequest {
-	if x != nil {
-		if x, ok := x.What.(*DiagnoseRequest_WatchProbe); ok {
-			return x.WatchProbe
-		}
-	}
-	return nil
-}
-
-type isDiagnoseRequest_What interface {
-	isDiagnoseRequest_What()
-}
-
-type DiagnoseRequest_Evidence struct {
-	Evidence *EvidenceRequest `protobuf:"bytes,1,opt,name=evidence,proto3,oneof"`
-}
-
-type DiagnoseRequest_Traffic struct {
-	Traffic *TrafficRequest `protobuf:"bytes,2,opt,name=traffic,proto3,oneof"`
-}
-
-type DiagnoseRequest_SendProbe struct {
-	SendProbe *SendProbeRequest `protobuf:"bytes,3,opt,name=send_probe,json=sendProbe,proto3,oneof"`
-}
-
-type DiagnoseRequest_WatchProbe struct {
-	WatchProbe *WatchProbeRequest `protobuf:"bytes,4,opt,name=watch_probe,json=watchProbe,proto3,oneof"`
-}
-
-func (*DiagnoseRequest_Evidence) isDiagnoseRequest_What() {}
-
-func (*DiagnoseRequest_Traffic) isDiagnoseRequest_What() {}
-
-func (*DiagnoseRequest_SendProbe) isDiagnoseRequest_What() {}
-
-func (*DiagnoseRequest_WatchProbe) isDiagnoseRequest_What() {}
-
-// DiagnoseResponse holds JSON of package diagnose: Evidence, Traffic, or for
-// either probe a Side.
-type DiagnoseResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Report        []byte                 `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DiagnoseResponse) Reset() {
-	*x = DiagnoseResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DiagnoseResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DiagnoseResponse) ProtoMessage() {}
-
-func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DiagnoseResponse.ProtoReflect.Descriptor instead.
-func (*DiagnoseResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *DiagnoseResponse) GetReport() []byte {
-	if x != nil {
-		return x.Report
-	}
-	return nil
-}
-
-// EvidenceRequest asks for everything that doctor judges.
-type EvidenceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pings         int32                  `protobuf:"varint,1,opt,name=pings,proto3" json:"pings,omitempty"` // to each peer
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *EvidenceRequest) Reset() {
-	*x = EvidenceRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *EvidenceRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*EvidenceRequest) ProtoMessage() {}
-
-func (x *EvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use EvidenceRequest.ProtoReflect.Descriptor instead.
-func (*EvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *EvidenceRequest) GetPings() int32 {
-	if x != nil {
-		return x.Pings
-	}
-	return 0
-}
-
-// TrafficRequest asks what passes through the attachments.
-type TrafficRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TrafficRequest) Reset() {
-	*x = TrafficRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TrafficRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TrafficRequest) ProtoMessage() {}
-
-func (x *TrafficRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TrafficRequest.ProtoReflect.Descriptor instead.
-func (*TrafficRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{3}
-}
-
-// SendProbeRequest has a function host send a packet as a pod would.
-type SendProbeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Probe         *Probe                 `protobuf:"bytes,1,opt,name=probe,proto3" json:"probe,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SendProbeRequest) Reset() {
-	*x = SendProbeRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SendProbeRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SendProbeRequest) ProtoMessage() {}
-
-func (x *SendProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SendProbeRequest.ProtoReflect.Descriptor instead.
-func (*SendProbeRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *SendProbeRequest) GetProbe() *Probe {
-	if x != nil {
-		return x.Probe
-	}
-	return nil
-}
-
-// WatchProbeRequest has a proxy watch for it, for three seconds.
-type WatchProbeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Probe         *Probe                 `protobuf:"bytes,1,opt,name=probe,proto3" json:"probe,omitempty"`
-	Attachment    string                 `protobuf:"bytes,2,opt,name=attachment,proto3" json:"attachment,omitempty"` // "": by the destination
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchProbeRequest) Reset() {
-	*x = WatchProbeRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchProbeRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchProbeRequest) ProtoMessage() {}
-
-func (x *WatchProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchProbeRequest.ProtoReflect.Descriptor instead.
-func (*WatchProbeRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *WatchProbeRequest) GetProbe() *Probe {
-	if x != nil {
-		return x.Probe
-	}
-	return nil
-}
-
-func (x *WatchProbeRequest) GetAttachment() string {
-	if x != nil {
-		return x.Attachment
-	}
-	return ""
-}
-
-type Probe struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`    // the pod's address
-	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`        // ADDRESS:PORT of a TCP server; port 0: ICMP echo
-	Token         uint32                 `protobuf:"varint,3,opt,name=token,proto3" json:"token,omitempty"` // by which it is known again
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Probe) Reset() {
-	*x = Probe{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Probe) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Probe) ProtoMessage() {}
-
-func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
-func (*Probe) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *Probe) GetFrom() string {
-	if x != nil {
-		return x.From
-	}
-	return ""
-}
-
-func (x *Probe) GetTo() string {
-	if x != nil {
-		return x.To
-	}
-	return ""
-}
-
-func (x *Probe) GetToken() uint32 {
-	if x != nil {
-		return x.Token
-	}
-	return 0
-}
-
 type YieldRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -432,7 +32,7 @@ type YieldRequest struct {
 
 func (x *YieldRequest) Reset() {
 	*x = YieldRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +44,7 @@ func (x *YieldRequest) String() string {
 func (*YieldRequest) ProtoMessage() {}
 
 func (x *YieldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +57,7 @@ func (x *YieldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use YieldRequest.ProtoReflect.Descriptor instead.
 func (*YieldRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{7}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *YieldRequest) GetGroup() string {
@@ -475,7 +75,7 @@ type YieldResponse struct {
 
 func (x *YieldResponse) Reset() {
 	*x = YieldResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +87,7 @@ func (x *YieldResponse) String() string {
 func (*YieldResponse) ProtoMessage() {}
 
 func (x *YieldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +100,7 @@ func (x *YieldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use YieldResponse.ProtoReflect.Descriptor instead.
 func (*YieldResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{8}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{1}
 }
 
 type NodeStatusRequest struct {
@@ -511,7 +111,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +123,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +136,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{9}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{2}
 }
 
 type NodeStatusResponse struct {
@@ -550,7 +150,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +162,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +175,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{10}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeStatusResponse) GetReport() *NodeReport {
@@ -615,7 +215,7 @@ type KindStatus struct {
 
 func (x *KindStatus) Reset() {
 	*x = KindStatus{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +227,7 @@ func (x *KindStatus) String() string {
 func (*KindStatus) ProtoMessage() {}
 
 func (x *KindStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +240,7 @@ func (x *KindStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KindStatus.ProtoReflect.Descriptor instead.
 func (*KindStatus) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{11}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KindStatus) GetKind() string {
@@ -700,7 +300,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +312,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +325,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{12}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{5}
 }
 
 type PlanResponse struct {
@@ -738,7 +338,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +350,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +363,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{13}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PlanResponse) GetChanges() []*PlannedChange {
@@ -793,7 +393,7 @@ type PlannedChange struct {
 
 func (x *PlannedChange) Reset() {
 	*x = PlannedChange{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +405,7 @@ func (x *PlannedChange) String() string {
 func (*PlannedChange) ProtoMessage() {}
 
 func (x *PlannedChange) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +418,7 @@ func (x *PlannedChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedChange.ProtoReflect.Descriptor instead.
 func (*PlannedChange) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{14}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PlannedChange) GetKind() string {
@@ -864,7 +464,7 @@ type ResyncRequest struct {
 
 func (x *ResyncRequest) Reset() {
 	*x = ResyncRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[15]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +476,7 @@ func (x *ResyncRequest) String() string {
 func (*ResyncRequest) ProtoMessage() {}
 
 func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[15]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +489,7 @@ func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncRequest.ProtoReflect.Descriptor instead.
 func (*ResyncRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{15}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{8}
 }
 
 type ResyncResponse struct {
@@ -902,7 +502,7 @@ type ResyncResponse struct {
 
 func (x *ResyncResponse) Reset() {
 	*x = ResyncResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[16]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +514,7 @@ func (x *ResyncResponse) String() string {
 func (*ResyncResponse) ProtoMessage() {}
 
 func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[16]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +527,7 @@ func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncResponse.ProtoReflect.Descriptor instead.
 func (*ResyncResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{16}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResyncResponse) GetChanged() int32 {
@@ -954,7 +554,7 @@ type BGPRequest struct {
 
 func (x *BGPRequest) Reset() {
 	*x = BGPRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[17]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +566,7 @@ func (x *BGPRequest) String() string {
 func (*BGPRequest) ProtoMessage() {}
 
 func (x *BGPRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[17]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +579,7 @@ func (x *BGPRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPRequest.ProtoReflect.Descriptor instead.
 func (*BGPRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{17}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BGPRequest) GetPrefix() string {
@@ -1010,7 +610,7 @@ type BGPResponse struct {
 
 func (x *BGPResponse) Reset() {
 	*x = BGPResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[18]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +622,7 @@ func (x *BGPResponse) String() string {
 func (*BGPResponse) ProtoMessage() {}
 
 func (x *BGPResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[18]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +635,7 @@ func (x *BGPResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPResponse.ProtoReflect.Descriptor instead.
 func (*BGPResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{18}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BGPResponse) GetMode() string {
@@ -1098,7 +698,7 @@ type BGPPeer struct {
 
 func (x *BGPPeer) Reset() {
 	*x = BGPPeer{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[19]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +710,7 @@ func (x *BGPPeer) String() string {
 func (*BGPPeer) ProtoMessage() {}
 
 func (x *BGPPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[19]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +723,7 @@ func (x *BGPPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPPeer.ProtoReflect.Descriptor instead.
 func (*BGPPeer) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{19}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BGPPeer) GetAddress() string {
@@ -1210,7 +810,7 @@ type BGPPath struct {
 
 func (x *BGPPath) Reset() {
 	*x = BGPPath{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[20]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +822,7 @@ func (x *BGPPath) String() string {
 func (*BGPPath) ProtoMessage() {}
 
 func (x *BGPPath) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[20]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +835,7 @@ func (x *BGPPath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPPath.ProtoReflect.Descriptor instead.
 func (*BGPPath) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{20}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BGPPath) GetPrefix() string {
@@ -1300,7 +900,7 @@ type BGPRoute struct {
 
 func (x *BGPRoute) Reset() {
 	*x = BGPRoute{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[21]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +912,7 @@ func (x *BGPRoute) String() string {
 func (*BGPRoute) ProtoMessage() {}
 
 func (x *BGPRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[21]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +925,7 @@ func (x *BGPRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPRoute.ProtoReflect.Descriptor instead.
 func (*BGPRoute) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{21}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BGPRoute) GetPath() *BGPPath {
@@ -1416,31 +1016,7 @@ var File_vpcproxy_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvpcproxy/v1alpha1/node.proto\x12\x11vpcproxy.v1alpha1\x1a\x1fvpcproxy/v1alpha1/control.proto\"\xa9\x02\n" +
-	"\x0fDiagnoseRequest\x12@\n" +
-	"\bevidence\x18\x01 \x01(\v2\".vpcproxy.v1alpha1.EvidenceRequestH\x00R\bevidence\x12=\n" +
-	"\atraffic\x18\x02 \x01(\v2!.vpcproxy.v1alpha1.TrafficRequestH\x00R\atraffic\x12D\n" +
-	"\n" +
-	"send_probe\x18\x03 \x01(\v2#.vpcproxy.v1alpha1.SendProbeRequestH\x00R\tsendProbe\x12G\n" +
-	"\vwatch_probe\x18\x04 \x01(\v2$.vpcproxy.v1alpha1.WatchProbeRequestH\x00R\n" +
-	"watchProbeB\x06\n" +
-	"\x04what\"*\n" +
-	"\x10DiagnoseResponse\x12\x16\n" +
-	"\x06report\x18\x01 \x01(\fR\x06report\"'\n" +
-	"\x0fEvidenceRequest\x12\x14\n" +
-	"\x05pings\x18\x01 \x01(\x05R\x05pings\"\x10\n" +
-	"\x0eTrafficRequest\"B\n" +
-	"\x10SendProbeRequest\x12.\n" +
-	"\x05probe\x18\x01 \x01(\v2\x18.vpcproxy.v1alpha1.ProbeR\x05probe\"c\n" +
-	"\x11WatchProbeRequest\x12.\n" +
-	"\x05probe\x18\x01 \x01(\v2\x18.vpcproxy.v1alpha1.ProbeR\x05probe\x12\x1e\n" +
-	"\n" +
-	"attachment\x18\x02 \x01(\tR\n" +
-	"attachment\"A\n" +
-	"\x05Probe\x12\x12\n" +
-	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
-	"\x02to\x18\x02 \x01(\tR\x02to\x12\x14\n" +
-	"\x05token\x18\x03 \x01(\rR\x05token\"$\n" +
+	"\x1cvpcproxy/v1alpha1/node.proto\x12\x11vpcproxy.v1alpha1\x1a\x1fvpcproxy/v1alpha1/control.proto\x1a vpcproxy/v1alpha1/diagnose.proto\"$\n" +
 	"\fYieldRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\"\x0f\n" +
 	"\rYieldResponse\"\x13\n" +
@@ -1549,69 +1125,58 @@ func file_vpcproxy_v1alpha1_node_proto_rawDescGZIP() []byte {
 	return file_vpcproxy_v1alpha1_node_proto_rawDescData
 }
 
-var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_vpcproxy_v1alpha1_node_proto_goTypes = []any{
-	(*DiagnoseRequest)(nil),        // 0: vpcproxy.v1alpha1.DiagnoseRequest
-	(*DiagnoseResponse)(nil),       // 1: vpcproxy.v1alpha1.DiagnoseResponse
-	(*EvidenceRequest)(nil),        // 2: vpcproxy.v1alpha1.EvidenceRequest
-	(*TrafficRequest)(nil),         // 3: vpcproxy.v1alpha1.TrafficRequest
-	(*SendProbeRequest)(nil),       // 4: vpcproxy.v1alpha1.SendProbeRequest
-	(*WatchProbeRequest)(nil),      // 5: vpcproxy.v1alpha1.WatchProbeRequest
-	(*Probe)(nil),                  // 6: vpcproxy.v1alpha1.Probe
-	(*YieldRequest)(nil),           // 7: vpcproxy.v1alpha1.YieldRequest
-	(*YieldResponse)(nil),          // 8: vpcproxy.v1alpha1.YieldResponse
-	(*NodeStatusRequest)(nil),      // 9: vpcproxy.v1alpha1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),     // 10: vpcproxy.v1alpha1.NodeStatusResponse
-	(*KindStatus)(nil),             // 11: vpcproxy.v1alpha1.KindStatus
-	(*PlanRequest)(nil),            // 12: vpcproxy.v1alpha1.PlanRequest
-	(*PlanResponse)(nil),           // 13: vpcproxy.v1alpha1.PlanResponse
-	(*PlannedChange)(nil),          // 14: vpcproxy.v1alpha1.PlannedChange
-	(*ResyncRequest)(nil),          // 15: vpcproxy.v1alpha1.ResyncRequest
-	(*ResyncResponse)(nil),         // 16: vpcproxy.v1alpha1.ResyncResponse
-	(*BGPRequest)(nil),             // 17: vpcproxy.v1alpha1.BGPRequest
-	(*BGPResponse)(nil),            // 18: vpcproxy.v1alpha1.BGPResponse
-	(*BGPPeer)(nil),                // 19: vpcproxy.v1alpha1.BGPPeer
-	(*BGPPath)(nil),                // 20: vpcproxy.v1alpha1.BGPPath
-	(*BGPRoute)(nil),               // 21: vpcproxy.v1alpha1.BGPRoute
-	nil,                            // 22: vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
-	(*NodeReport)(nil),             // 23: vpcproxy.v1alpha1.NodeReport
-	(*ConfirmRemovalRequest)(nil),  // 24: vpcproxy.v1alpha1.ConfirmRemovalRequest
-	(*ConfirmRemovalResponse)(nil), // 25: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*YieldRequest)(nil),           // 0: vpcproxy.v1alpha1.YieldRequest
+	(*YieldResponse)(nil),          // 1: vpcproxy.v1alpha1.YieldResponse
+	(*NodeStatusRequest)(nil),      // 2: vpcproxy.v1alpha1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),     // 3: vpcproxy.v1alpha1.NodeStatusResponse
+	(*KindStatus)(nil),             // 4: vpcproxy.v1alpha1.KindStatus
+	(*PlanRequest)(nil),            // 5: vpcproxy.v1alpha1.PlanRequest
+	(*PlanResponse)(nil),           // 6: vpcproxy.v1alpha1.PlanResponse
+	(*PlannedChange)(nil),          // 7: vpcproxy.v1alpha1.PlannedChange
+	(*ResyncRequest)(nil),          // 8: vpcproxy.v1alpha1.ResyncRequest
+	(*ResyncResponse)(nil),         // 9: vpcproxy.v1alpha1.ResyncResponse
+	(*BGPRequest)(nil),             // 10: vpcproxy.v1alpha1.BGPRequest
+	(*BGPResponse)(nil),            // 11: vpcproxy.v1alpha1.BGPResponse
+	(*BGPPeer)(nil),                // 12: vpcproxy.v1alpha1.BGPPeer
+	(*BGPPath)(nil),                // 13: vpcproxy.v1alpha1.BGPPath
+	(*BGPRoute)(nil),               // 14: vpcproxy.v1alpha1.BGPRoute
+	nil,                            // 15: vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
+	(*NodeReport)(nil),             // 16: vpcproxy.v1alpha1.NodeReport
+	(*ConfirmRemovalRequest)(nil),  // 17: vpcproxy.v1alpha1.ConfirmRemovalRequest
+	(*DiagnoseRequest)(nil),        // 18: vpcproxy.v1alpha1.DiagnoseRequest
+	(*ConfirmRemovalResponse)(nil), // 19: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*DiagnoseResponse)(nil),       // 20: vpcproxy.v1alpha1.DiagnoseResponse
 }
 var file_vpcproxy_v1alpha1_node_proto_depIdxs = []int32{
-	2,  // 0: vpcproxy.v1alpha1.DiagnoseRequest.evidence:type_name -> vpcproxy.v1alpha1.EvidenceRequest
-	3,  // 1: vpcproxy.v1alpha1.DiagnoseRequest.traffic:type_name -> vpcproxy.v1alpha1.TrafficRequest
-	4,  // 2: vpcproxy.v1alpha1.DiagnoseRequest.send_probe:type_name -> vpcproxy.v1alpha1.SendProbeRequest
-	5,  // 3: vpcproxy.v1alpha1.DiagnoseRequest.watch_probe:type_name -> vpcproxy.v1alpha1.WatchProbeRequest
-	6,  // 4: vpcproxy.v1alpha1.SendProbeRequest.probe:type_name -> vpcproxy.v1alpha1.Probe
-	6,  // 5: vpcproxy.v1alpha1.WatchProbeRequest.probe:type_name -> vpcproxy.v1alpha1.Probe
-	23, // 6: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
-	11, // 7: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
-	14, // 8: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
-	19, // 9: vpcproxy.v1alpha1.BGPResponse.peers:type_name -> vpcproxy.v1alpha1.BGPPeer
-	20, // 10: vpcproxy.v1alpha1.BGPResponse.announced:type_name -> vpcproxy.v1alpha1.BGPPath
-	21, // 11: vpcproxy.v1alpha1.BGPResponse.received:type_name -> vpcproxy.v1alpha1.BGPRoute
-	22, // 12: vpcproxy.v1alpha1.BGPPeer.received:type_name -> vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
-	20, // 13: vpcproxy.v1alpha1.BGPRoute.path:type_name -> vpcproxy.v1alpha1.BGPPath
-	9,  // 14: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
-	12, // 15: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
-	15, // 16: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
-	24, // 17: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	7,  // 18: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
-	17, // 19: vpcproxy.v1alpha1.NodeService.BGP:input_type -> vpcproxy.v1alpha1.BGPRequest
-	0,  // 20: vpcproxy.v1alpha1.NodeService.Diagnose:input_type -> vpcproxy.v1alpha1.DiagnoseRequest
-	10, // 21: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
-	13, // 22: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
-	16, // 23: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
-	25, // 24: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	8,  // 25: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
-	18, // 26: vpcproxy.v1alpha1.NodeService.BGP:output_type -> vpcproxy.v1alpha1.BGPResponse
-	1,  // 27: vpcproxy.v1alpha1.NodeService.Diagnose:output_type -> vpcproxy.v1alpha1.DiagnoseResponse
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 0: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	4,  // 1: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
+	7,  // 2: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
+	12, // 3: vpcproxy.v1alpha1.BGPResponse.peers:type_name -> vpcproxy.v1alpha1.BGPPeer
+	13, // 4: vpcproxy.v1alpha1.BGPResponse.announced:type_name -> vpcproxy.v1alpha1.BGPPath
+	14, // 5: vpcproxy.v1alpha1.BGPResponse.received:type_name -> vpcproxy.v1alpha1.BGPRoute
+	15, // 6: vpcproxy.v1alpha1.BGPPeer.received:type_name -> vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
+	13, // 7: vpcproxy.v1alpha1.BGPRoute.path:type_name -> vpcproxy.v1alpha1.BGPPath
+	2,  // 8: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
+	5,  // 9: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
+	8,  // 10: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
+	17, // 11: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	0,  // 12: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
+	10, // 13: vpcproxy.v1alpha1.NodeService.BGP:input_type -> vpcproxy.v1alpha1.BGPRequest
+	18, // 14: vpcproxy.v1alpha1.NodeService.Diagnose:input_type -> vpcproxy.v1alpha1.DiagnoseRequest
+	3,  // 15: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
+	6,  // 16: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
+	9,  // 17: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
+	19, // 18: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	1,  // 19: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
+	11, // 20: vpcproxy.v1alpha1.NodeService.BGP:output_type -> vpcproxy.v1alpha1.BGPResponse
+	20, // 21: vpcproxy.v1alpha1.NodeService.Diagnose:output_type -> vpcproxy.v1alpha1.DiagnoseResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_vpcproxy_v1alpha1_node_proto_init() }
@@ -1620,19 +1185,14 @@ func file_vpcproxy_v1alpha1_node_proto_init() {
 		return
 	}
 	file_vpcproxy_v1alpha1_control_proto_init()
-	file_vpcproxy_v1alpha1_node_proto_msgTypes[0].OneofWrappers = []any{
-		(*DiagnoseRequest_Evidence)(nil),
-		(*DiagnoseRequest_Traffic)(nil),
-		(*DiagnoseRequest_SendProbe)(nil),
-		(*DiagnoseRequest_WatchProbe)(nil),
-	}
+	file_vpcproxy_v1alpha1_diagnose_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vpcproxy_v1alpha1_node_proto_rawDesc), len(file_vpcproxy_v1alpha1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -56,6 +56,9 @@ const (
 	// ControlServiceConfirmRemovalProcedure is the fully-qualified name of the ControlService's
 	// ConfirmRemoval RPC.
 	ControlServiceConfirmRemovalProcedure = "/vpcproxy.v1alpha1.ControlService/ConfirmRemoval"
+	// ControlServiceDiagnoseNodeProcedure is the fully-qualified name of the ControlService's
+	// DiagnoseNode RPC.
+	ControlServiceDiagnoseNodeProcedure = "/vpcproxy.v1alpha1.ControlService/DiagnoseNode"
 	// ControlServiceCordonProcedure is the fully-qualified name of the ControlService's Cordon RPC.
 	ControlServiceCordonProcedure = "/vpcproxy.v1alpha1.ControlService/Cordon"
 	// ControlServiceFailoverProcedure is the fully-qualified name of the ControlService's Failover RPC.
@@ -64,6 +67,8 @@ const (
 	AgentServiceWatchProcedure = "/vpcproxy.v1alpha1.AgentService/Watch"
 	// AgentServiceReportProcedure is the fully-qualified name of the AgentService's Report RPC.
 	AgentServiceReportProcedure = "/vpcproxy.v1alpha1.AgentService/Report"
+	// AgentServiceAnswerProcedure is the fully-qualified name of the AgentService's Answer RPC.
+	AgentServiceAnswerProcedure = "/vpcproxy.v1alpha1.AgentService/Answer"
 )
 
 // ControlServiceClient is a client for the vpcproxy.v1alpha1.ControlService service.
@@ -84,6 +89,8 @@ type ControlServiceClient interface {
 	// ConfirmRemoval accepts that the attachments which the controller holds
 	// back (StatusResponse.held) are gone for good.
 	ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error)
+	// DiagnoseNode has a node's agent diagnose. UNAVAILABLE if it is not connected.
+	DiagnoseNode(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseNodeRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error)
 	// Cordon keeps a proxy from being active in any group, or ends that. An
 	// active one hands its role over.
 	Cordon(context.Context, *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error)
@@ -148,6 +155,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("ConfirmRemoval")),
 			connect.WithClientOptions(opts...),
 		),
+		diagnoseNode: connect.NewClient[vpcproxyv1alpha1.DiagnoseNodeRequest, vpcproxyv1alpha1.DiagnoseResponse](
+			httpClient,
+			baseURL+ControlServiceDiagnoseNodeProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DiagnoseNode")),
+			connect.WithClientOptions(opts...),
+		),
 		cordon: connect.NewClient[vpcproxyv1alpha1.CordonRequest, vpcproxyv1alpha1.CordonResponse](
 			httpClient,
 			baseURL+ControlServiceCordonProcedure,
@@ -172,6 +185,7 @@ type controlServiceClient struct {
 	status          *connect.Client[vpcproxyv1alpha1.StatusRequest, vpcproxyv1alpha1.StatusResponse]
 	watchAttachment *connect.Client[vpcproxyv1alpha1.WatchAttachmentRequest, vpcproxyv1alpha1.WatchAttachmentResponse]
 	confirmRemoval  *connect.Client[vpcproxyv1alpha1.ConfirmRemovalRequest, vpcproxyv1alpha1.ConfirmRemovalResponse]
+	diagnoseNode    *connect.Client[vpcproxyv1alpha1.DiagnoseNodeRequest, vpcproxyv1alpha1.DiagnoseResponse]
 	cordon          *connect.Client[vpcproxyv1alpha1.CordonRequest, vpcproxyv1alpha1.CordonResponse]
 	failover        *connect.Client[vpcproxyv1alpha1.FailoverRequest, vpcproxyv1alpha1.FailoverResponse]
 }
@@ -211,6 +225,11 @@ func (c *controlServiceClient) ConfirmRemoval(ctx context.Context, req *connect.
 	return c.confirmRemoval.CallUnary(ctx, req)
 }
 
+// DiagnoseNode calls vpcproxy.v1alpha1.ControlService.DiagnoseNode.
+func (c *controlServiceClient) DiagnoseNode(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.DiagnoseNodeRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error) {
+	return c.diagnoseNode.CallUnary(ctx, req)
+}
+
 // Cordon calls vpcproxy.v1alpha1.ControlService.Cordon.
 func (c *controlServiceClient) Cordon(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error) {
 	return c.cordon.CallUnary(ctx, req)
@@ -239,6 +258,8 @@ type ControlServiceHandler interface {
 	// ConfirmRemoval accepts that the attachments which the controller holds
 	// back (StatusResponse.held) are gone for good.
 	ConfirmRemoval(context.Context, *connect.Request[vpcproxyv1alpha1.ConfirmRemovalRequest]) (*connect.Response[vpcproxyv1alpha1.ConfirmRemovalResponse], error)
+	// DiagnoseNode has a node's agent diagnose. UNAVAILABLE if it is not connected.
+	DiagnoseNode(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseNodeRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error)
 	// Cordon keeps a proxy from being active in any group, or ends that. An
 	// active one hands its role over.
 	Cordon(context.Context, *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error)
@@ -299,6 +320,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("ConfirmRemoval")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceDiagnoseNodeHandler := connect.NewUnaryHandler(
+		ControlServiceDiagnoseNodeProcedure,
+		svc.DiagnoseNode,
+		connect.WithSchema(controlServiceMethods.ByName("DiagnoseNode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceCordonHandler := connect.NewUnaryHandler(
 		ControlServiceCordonProcedure,
 		svc.Cordon,
@@ -327,6 +354,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceWatchAttachmentHandler.ServeHTTP(w, r)
 		case ControlServiceConfirmRemovalProcedure:
 			controlServiceConfirmRemovalHandler.ServeHTTP(w, r)
+		case ControlServiceDiagnoseNodeProcedure:
+			controlServiceDiagnoseNodeHandler.ServeHTTP(w, r)
 		case ControlServiceCordonProcedure:
 			controlServiceCordonHandler.ServeHTTP(w, r)
 		case ControlServiceFailoverProcedure:
@@ -368,6 +397,10 @@ func (UnimplementedControlServiceHandler) ConfirmRemoval(context.Context, *conne
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.ControlService.ConfirmRemoval is not implemented"))
 }
 
+func (UnimplementedControlServiceHandler) DiagnoseNode(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseNodeRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.ControlService.DiagnoseNode is not implemented"))
+}
+
 func (UnimplementedControlServiceHandler) Cordon(context.Context, *connect.Request[vpcproxyv1alpha1.CordonRequest]) (*connect.Response[vpcproxyv1alpha1.CordonResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.ControlService.Cordon is not implemented"))
 }
@@ -382,6 +415,8 @@ type AgentServiceClient interface {
 	// know, one at once and one after each change that concerns it.
 	Watch(context.Context, *connect.Request[vpcproxyv1alpha1.WatchRequest]) (*connect.ServerStreamForClient[vpcproxyv1alpha1.WatchResponse], error)
 	Report(context.Context, *connect.Request[vpcproxyv1alpha1.ReportRequest]) (*connect.Response[vpcproxyv1alpha1.ReportResponse], error)
+	// Answer answers a question that came with a snapshot or a heartbeat.
+	Answer(context.Context, *connect.Request[vpcproxyv1alpha1.AnswerRequest]) (*connect.Response[vpcproxyv1alpha1.AnswerResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the vpcproxy.v1alpha1.AgentService service. By
@@ -407,6 +442,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Report")),
 			connect.WithClientOptions(opts...),
 		),
+		answer: connect.NewClient[vpcproxyv1alpha1.AnswerRequest, vpcproxyv1alpha1.AnswerResponse](
+			httpClient,
+			baseURL+AgentServiceAnswerProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Answer")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -414,6 +455,7 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 type agentServiceClient struct {
 	watch  *connect.Client[vpcproxyv1alpha1.WatchRequest, vpcproxyv1alpha1.WatchResponse]
 	report *connect.Client[vpcproxyv1alpha1.ReportRequest, vpcproxyv1alpha1.ReportResponse]
+	answer *connect.Client[vpcproxyv1alpha1.AnswerRequest, vpcproxyv1alpha1.AnswerResponse]
 }
 
 // Watch calls vpcproxy.v1alpha1.AgentService.Watch.
@@ -426,12 +468,19 @@ func (c *agentServiceClient) Report(ctx context.Context, req *connect.Request[vp
 	return c.report.CallUnary(ctx, req)
 }
 
+// Answer calls vpcproxy.v1alpha1.AgentService.Answer.
+func (c *agentServiceClient) Answer(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.AnswerRequest]) (*connect.Response[vpcproxyv1alpha1.AnswerResponse], error) {
+	return c.answer.CallUnary(ctx, req)
+}
+
 // AgentServiceHandler is an implementation of the vpcproxy.v1alpha1.AgentService service.
 type AgentServiceHandler interface {
 	// Watch registers the node and streams whole snapshots of what it may
 	// know, one at once and one after each change that concerns it.
 	Watch(context.Context, *connect.Request[vpcproxyv1alpha1.WatchRequest], *connect.ServerStream[vpcproxyv1alpha1.WatchResponse]) error
 	Report(context.Context, *connect.Request[vpcproxyv1alpha1.ReportRequest]) (*connect.Response[vpcproxyv1alpha1.ReportResponse], error)
+	// Answer answers a question that came with a snapshot or a heartbeat.
+	Answer(context.Context, *connect.Request[vpcproxyv1alpha1.AnswerRequest]) (*connect.Response[vpcproxyv1alpha1.AnswerResponse], error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -453,12 +502,20 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Report")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceAnswerHandler := connect.NewUnaryHandler(
+		AgentServiceAnswerProcedure,
+		svc.Answer,
+		connect.WithSchema(agentServiceMethods.ByName("Answer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vpcproxy.v1alpha1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceWatchProcedure:
 			agentServiceWatchHandler.ServeHTTP(w, r)
 		case AgentServiceReportProcedure:
 			agentServiceReportHandler.ServeHTTP(w, r)
+		case AgentServiceAnswerProcedure:
+			agentServiceAnswerHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -474,4 +531,8 @@ func (UnimplementedAgentServiceHandler) Watch(context.Context, *connect.Request[
 
 func (UnimplementedAgentServiceHandler) Report(context.Context, *connect.Request[vpcproxyv1alpha1.ReportRequest]) (*connect.Response[vpcproxyv1alpha1.ReportResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.AgentService.Report is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Answer(context.Context, *connect.Request[vpcproxyv1alpha1.AnswerRequest]) (*connect.Response[vpcproxyv1alpha1.AnswerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.AgentService.Answer is not implemented"))
 }
