@@ -180,7 +180,7 @@ func TestStreamOfDeletedNode(t *testing.T) {
 	errs := make(chan error, 1)
 	sent := make(chan struct{}, 10)
 	go func() {
-		errs <- r.stream(t.Context(), "f2", nil, nil, func(*apiv1.WatchResponse) error {
+		errs <- r.stream(t.Context(), "f2", nil, &stream{}, func(*apiv1.WatchResponse) error {
 			sent <- struct{}{}
 			return nil
 		})
