@@ -215,7 +215,7 @@ func TestHeartbeats(t *testing.T) {
 		var beats, snapshots int
 		done := make(chan error, 1)
 		go func() {
-			done <- c.stream(ctx, "f1", nil, nil, func(m *apiv1.WatchResponse) error {
+			done <- c.stream(ctx, "f1", nil, &stream{}, func(m *apiv1.WatchResponse) error {
 				if len(m.GetSnapshot()) > 0 {
 					snapshots++
 				} else {
@@ -245,7 +245,7 @@ func TestSlowReader(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		_ = r.stream(ctx, "p1", nil, nil, func(m *apiv1.WatchResponse) error {
+		_ = r.stream(ctx, "p1", nil, &stream{}, func(m *apiv1.WatchResponse) error {
 			select {
 			case <-gate:
 			case <-ctx.Done():
