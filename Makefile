@@ -65,7 +65,7 @@ test-netns: build ## contract and scenario tests, on a kernel with GRE
 	scripts/test-netns $(if $(V),-v) $(if $(RUN),-n '$(RUN)') -t $(LIMIT) $(PKG)
 
 .PHONY: test-kube
-test-kube: ## manifests, RBAC and pods against a real Kubernetes API server, which is built once
+test-kube: build ## manifests, RBAC and pods against a real Kubernetes API server, which is built once
 	scripts/test-kube $(if $(V),-v) $(if $(RUN),-run '$(RUN)')
 
 .PHONY: demo

@@ -71,24 +71,9 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{server: start(t), bound: &bindings{held: map[netip.Addr]kube.Bound{}, refuse: "none"}}
-	c.create(t, kustomized(t), "")
-	for _, ns := range []string{"shop", "bank"} {
-		c.must(t, "POST", "/api/v1/namespaces", object{"apiVersion": "v1", "kind": "Namespace", "metadata": object{"name": ns}})
-		// What a controller manager would do.
-		c.must(t, "POST", "/api/v1/namespaces/"+ns+"/serviceaccounts", object{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": object{"name": "default"}})
-	}
-	config, err := json.Marshal(object{
-		"apiVersion": "v1", "kind": "Config", "current-context": "c",
-		"clusters": []any{object{"name": "c", "cluster": object{"server": c.url, "insecure-skip-tls-verify": true}}},
-		"users":    []any{object{"name": "u", "user": object{"token": c.token(t, "vpcproxy-system", "vpcproxy-agent")}}},
-		"contexts": []any{object{"name": "c", "context": object{"cluster": "c", "user": "u"}}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := c.file(t, "kubeconfig", string(config))
-	c.follower, err = kube.New(kube.Options{Node: "node1", Kubeconfig: path, Binder: c.bound, Log: slog.New(slog.DiscardHandler)})
+	c := prepareCluster(t)
+	var err error
+	c.follower, err = kube.New(kube.Options{Node: "node1", Kubeconfig: c.kubeconfig(t), Binder: c.bound, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +91,34 @@ func newCluster(t *testing.T) *cluster {
 	case <-t.Context().Done():
 	}
 	return c
+}
+
+// prepareCluster is a server with the manifests, and two namespaces, for pods.
+func prepareCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{server: start(t), bound: &bindings{held: map[netip.Addr]kube.Bound{}, refuse: "none"}}
+	c.create(t, kustomized(t), "")
+	for _, ns := range []string{"shop", "bank"} {
+		c.must(t, "POST", "/api/v1/namespaces", object{"apiVersion": "v1", "kind": "Namespace", "metadata": object{"name": ns}})
+		// What a controller manager would do.
+		c.must(t, "POST", "/api/v1/namespaces/"+ns+"/serviceaccounts", object{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": object{"name": "default"}})
+	}
+	return c
+}
+
+// kubeconfig writes a file to connect with as the agent.
+func (c *cluster) kubeconfig(t *testing.T) string {
+	t.Helper()
+	config, err := json.Marshal(object{
+		"apiVersion": "v1", "kind": "Config", "current-context": "c",
+		"clusters": []any{object{"name": "c", "cluster": object{"server": c.url, "insecure-skip-tls-verify": true}}},
+		"users":    []any{object{"name": "u", "user": object{"token": c.token(t, "vpcproxy-system", "vpcproxy-agent")}}},
+		"contexts": []any{object{"name": "c", "context": object{"cluster": "c", "user": "u"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.file(t, "kubeconfig", string(config))
 }
 
 // pod creates one that runs on a node; annotation "-" stands for none.

@@ -82,7 +82,7 @@ func start(t *testing.T) *server {
 	tokens := s.file(t, "tokens", adminToken+`,admin,admin,"system:masters"`+"\n")
 	s.args = []string{path,
 		"--etcd-servers=" + startEtcd(t, filepath.Join(s.dir, "etcd")),
-		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--cert-dir=" + filepath.Join(s.dir, "certs"),
+		"--bind-address=127.0.0.1", "--advertise-address=192.0.2.1", fmt.Sprintf("--secure-port=%d", port), "--cert-dir=" + filepath.Join(s.dir, "certs"),
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + key, "--service-account-signing-key-file=" + key,
 		"--token-auth-file=" + tokens, "--authorization-mode=Node,RBAC", "--service-cluster-ip-range=10.96.0.0/16",
 	}
