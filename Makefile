@@ -69,7 +69,7 @@ test-kube: build ## manifests, RBAC and pods against a real Kubernetes API serve
 	scripts/test-kube $(if $(V),-v) $(if $(RUN),-run '$(RUN)')
 
 .PHONY: demo
-demo: setup build ## a pod reaches two VPCs that own the same subnet
+demo: setup build ## pods reach two VPCs that own the same subnet; a download survives its proxy
 	@scripts/lab-program ./test/netns/demo
 
 .PHONY: bench

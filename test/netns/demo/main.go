@@ -1,5 +1,6 @@
-// Command demo shows the product's main job in a lab of its own: two users who
-// own the same subnet, and pods that reach each their own. make demo runs it.
+// Command demo shows the product's main jobs in a lab of its own: two users who
+// own the same subnet, and pods that reach each their own; and a download that
+// goes on though the proxy that carries it is killed. make demo runs it.
 package main
 
 import (
@@ -20,7 +21,7 @@ import (
 )
 
 // limit is far above what the demo takes, even where processors are emulated.
-const limit = 2 * time.Minute
+const limit = 4 * time.Minute
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -47,6 +48,9 @@ type demo struct {
 	programs string // directory of the built programs
 	files    string // certificates, configurations and logs
 	tenants  []tenant
+	// downloader is the tenant of the second act.
+	downloader tenant
+	agents     map[string]*topo.Process // by machine
 }
 
 func run(ctx context.Context, out io.Writer) (err error) {
@@ -60,13 +64,13 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(files)) }()
 	start := time.Now()
-	lab, err := topo.Build(ctx, files, topo.Layout{Hosts: 1, Pods: 2, Proxies: 1, VPCs: []string{"acme", "globex"}})
+	lab, err := topo.Build(ctx, files, topo.Layout{Hosts: 1, Pods: 3, Proxies: 2, VPCs: []string{"acme", "globex", "initech"}, OneLink: true})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
-	d := &demo{lab: lab, out: out, programs: programs, files: files}
-	for i, name := range []string{"acme", "globex"} {
+	d := &demo{lab: lab, out: out, programs: programs, files: files, agents: map[string]*topo.Process{}}
+	for i, name := range []string{"acme", "globex", "initech"} {
 		server, err := traffic.Serve(lab.VPCs[name].Machine, name)
 		if err != nil {
 			return err
@@ -74,13 +78,14 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		defer func() { _ = server.Close() }()
 		d.tenants = append(d.tenants, tenant{name, lab.Hosts[0].Pods[i]})
 	}
-	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask} {
+	d.tenants, d.downloader = d.tenants[:2], d.tenants[2]
+	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.survive} {
 		if err := act(ctx); err != nil {
 			d.explain()
 			return err
 		}
 	}
-	d.say("\nDone in %.0f s: two pods asked %s, and each was answered out of its own VPC.", time.Since(start).Seconds(), topo.ServerAddress)
+	d.say("\nDone in %.0f s: two pods asked %s, and each was answered out of its own VPC; a third\nfinished its download though the proxy that carried it was killed.", time.Since(start).Seconds(), topo.ServerAddress)
 	return nil
 }
 
@@ -123,7 +128,7 @@ func (d *demo) install(ctx context.Context) error {
 	if err := d.ctl(ctx, "pki", "issue", "control", "--role", "controller", "--host", control, "--ca", pki); err != nil {
 		return err
 	}
-	for _, node := range []string{"host1", "proxy1"} {
+	for _, node := range []string{"host1", "proxy1", "proxy2"} {
 		if err := d.ctl(ctx, "pki", "issue", node, "--ca", pki); err != nil {
 			return err
 		}
@@ -135,6 +140,7 @@ func (d *demo) install(ctx context.Context) error {
 	}{
 		{d.lab.Control, []string{"roles: [controller]", "controller: {listen: ':9443'}"}},
 		{d.lab.Proxies[0].Machine, []string{"roles: [proxy]", follow}},
+		{d.lab.Proxies[1].Machine, []string{"roles: [proxy]", follow}},
 		{d.lab.Hosts[0].Machine, []string{"roles: [function]", follow, "podCIDRs: [" + d.lab.Hosts[0].PodCIDR.String() + "]"}},
 	} {
 		lines := append(node.lines, "tls: {directory: "+filepath.Join(pki, node.on.Name)+"}")
@@ -156,7 +162,8 @@ func (d *demo) startAgent(m *topo.Machine, lines []string) error {
 		return err
 	}
 	d.say("  %s# vpcproxyd --config %s.yaml    # %s", m.Name, m.Name, strings.Join(lines[:len(lines)-1], ", "))
-	_, err := m.Start(nil, filepath.Join(d.programs, "vpcproxyd"), "--config", path)
+	process, err := m.Start(nil, filepath.Join(d.programs, "vpcproxyd"), "--config", path)
+	d.agents[m.Name] = process
 	return err
 }
 

@@ -97,7 +97,8 @@ func (s *Server) meet(remote net.Addr) Answer {
 	return Answer{Server: s.name, Client: client}
 }
 
-// routes serves the Answer at /, n bytes at /bytes?n=, and counts a body that
+// routes serves the Answer at /, n bytes at /bytes?n= and more slowly at /slowly,
+// and counts a body that
 // is sent to /count.
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
@@ -114,6 +115,7 @@ func (s *Server) routes() http.Handler {
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
 		_, _ = io.CopyN(w, zeros{}, n)
 	})
+	mux.HandleFunc("GET /slowly", s.slowly)
 	mux.HandleFunc("POST /count", func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		if err != nil {
@@ -123,6 +125,31 @@ func (s *Server) routes() http.Handler {
 		_, _ = fmt.Fprintln(w, n)
 	})
 	return mux
+}
+
+// slowly serves n bytes in chunks, one every so often: GET /slowly?n=&chunk=&every=.
+func (s *Server) slowly(w http.ResponseWriter, r *http.Request) {
+	n, err := strconv.ParseInt(r.URL.Query().Get("n"), 10, 64)
+	chunk, failed := strconv.ParseInt(r.URL.Query().Get("chunk"), 10, 64)
+	every, wrong := time.ParseDuration(r.URL.Query().Get("every"))
+	if err := errors.Join(err, failed, wrong); err != nil || every <= 0 || chunk <= 0 {
+		http.Error(w, fmt.Sprint(err), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for left := n; left > 0; left -= chunk {
+		if _, err := io.CopyN(w, zeros{}, min(chunk, left)); err != nil {
+			return
+		}
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+			return
+		case <-t.C:
+		}
+	}
 }
 
 func (s *Server) meetString(remote string) Answer {
@@ -193,6 +220,34 @@ func Download(ctx context.Context, m *topo.Machine, server netip.Addr, n int64) 
 		}
 		return err
 	})
+}
+
+// slowChunk bytes come slowEvery in a slow download: 1.6 MB/s.
+const (
+	slowChunk = 16 << 10
+	slowEvery = 10 * time.Millisecond
+)
+
+// DownloadSlowly fetches n bytes by HTTP from a machine, as fast as a user's line
+// might be, and returns the longest time in which nothing came.
+func DownloadSlowly(ctx context.Context, m *topo.Machine, server netip.Addr, n int64) (longest time.Duration, err error) {
+	path := fmt.Sprintf("/slowly?n=%d&chunk=%d&every=%v", n, slowChunk, slowEvery)
+	err = fetch(ctx, m, http.MethodGet, server, path, nil, func(body io.Reader) error {
+		buffer := make([]byte, slowChunk)
+		heard := time.Now()
+		for got := int64(0); ; {
+			k, err := body.Read(buffer)
+			got += int64(k)
+			longest, heard = max(longest, time.Since(heard)), time.Now()
+			switch {
+			case errors.Is(err, io.EOF) && got == n:
+				return nil
+			case err != nil:
+				return fmt.Errorf("after %d of %d bytes: %w", got, n, err)
+			}
+		}
+	})
+	return longest, err
 }
 
 // Upload sends n bytes by HTTP from a machine.

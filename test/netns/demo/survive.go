@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
+)
+
+// Addresses that move between the two proxies.
+const outerVip, innerVip = "192.168.4.100", "172.16.101.100"
+
+const pairManifest = `apiVersion: vpcproxy.io/v1alpha1
+kind: ProxyGroup
+metadata: {name: pair}
+spec:
+  members: [{node: proxy1, priority: 200}, {node: proxy2, priority: 100}]
+  haVip: ` + outerVip + `
+  vrid: 51
+  advertisementInterval: 200ms
+`
+
+const (
+	downloadBytes = 16 << 20
+	// settled is how long the download runs before the proxy is killed: its
+	// connection has been handed on to the standby by then.
+	settled = 3 * time.Second
+)
+
+// survive kills the proxy that carries a download.
+func (d *demo) survive(ctx context.Context) error {
+	d.say("\nSecond act. A pair of proxies, one active and one standby, for a third user, initech:\n")
+	path := filepath.Join(d.files, "pair.yaml")
+	if err := os.WriteFile(path, []byte(pairManifest), 0o600); err != nil {
+		return err
+	}
+	if err := d.ctl(ctx, "apply", "-f", path); err != nil {
+		return err
+	}
+	t, proxies := d.downloader, d.lab.Proxies
+	err := d.ctl(ctx, "attach", "--subnet", topo.Subnet.String(), "--vpc", t.name, "--group", "pair",
+		"--eni", proxies[0].Name+":mac="+proxies[0].ENIs[t.name].MAC, "--eni", proxies[1].Name+":mac="+proxies[1].ENIs[t.name].MAC,
+		"--havip", innerVip, "--pods", t.pod.Address.String(), "--wait")
+	if err != nil {
+		return err
+	}
+	active, err := d.active(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.ctl(ctx, "ha", "status"); err != nil {
+		return err
+	}
+	answer, err := traffic.Get(ctx, t.pod.Machine, topo.ServerAddress)
+	if err != nil {
+		return err
+	}
+	d.say("\n%s downloads %d MiB from http://%s/, which sees %s.", t.pod.Name, downloadBytes>>20, topo.ServerAddress, answer.Client.Addr())
+	return d.download(ctx, active)
+}
+
+// active waits until one proxy is active, and returns it.
+func (d *demo) active(ctx context.Context) (*topo.Proxy, error) {
+	for {
+		out, err := d.lab.Control.Run(ctx, filepath.Join(d.programs, "vpcproxyctl"), "ha", "status", "-o", "json")
+		var reports []struct{ Node, State string }
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &reports)
+		}
+		states := map[string]string{}
+		for _, r := range reports {
+			states[r.Node] = r.State
+		}
+		for i, p := range d.lab.Proxies {
+			if states[p.Name] == "Active" && states[d.lab.Proxies[1-i].Name] == "Backup" {
+				return p, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("no proxy is active: %w", errors.Join(err, ctx.Err()))
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// download kills a proxy while bytes come through it.
+func (d *demo) download(ctx context.Context, carrier *topo.Proxy) error {
+	type outcome struct {
+		longest time.Duration
+		err     error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		longest, err := traffic.DownloadSlowly(ctx, d.downloader.pod.Machine, topo.ServerAddress, downloadBytes)
+		done <- outcome{longest, err}
+	}()
+	select {
+	case o := <-done:
+		return fmt.Errorf("the download was over before its proxy could be killed: %w", o.err)
+	case <-time.After(settled):
+	}
+	d.say("After %v %s loses its power: its agent is killed, all its cables are unplugged.", settled, carrier.Name)
+	if err := d.powerOff(ctx, carrier); err != nil {
+		return err
+	}
+	o := <-done
+	if o.err != nil {
+		return o.err
+	}
+	d.say("All %d MiB arrived, on the same connection. The longest time without a byte was %d ms.\n", downloadBytes>>20, o.longest.Milliseconds())
+	return d.ctl(ctx, "ha", "status")
+}
+
+// powerOff kills a proxy's agent and unplugs its cables, whose other ends are
+// named like the proxy.
+func (d *demo) powerOff(ctx context.Context, p *topo.Proxy) error {
+	ends := []*topo.Machine{d.lab.Router}
+	for _, vpc := range d.lab.VPCs {
+		ends = append(ends, vpc.Machine)
+	}
+	errs := []error{d.agents[p.Name].Kill()}
+	for _, m := range ends {
+		errs = append(errs, m.Type(ctx, "ip link set "+p.Name+" down"))
+	}
+	return errors.Join(errs...)
+}
