@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -17,10 +18,15 @@ func (v *view) groupRow(g *intent.ProxyGroup, wide bool) []string {
 	return pick(wide, []string{g.ObjectName(), members(g), strconv.Itoa(n)}, []string{addrText(g.Tunnel())})
 }
 
+// members lists a group's proxies, with what they are preferred by.
 func members(g *intent.ProxyGroup) string {
 	names := make([]string, 0, len(g.Spec.Members))
 	for _, m := range g.Spec.Members {
-		names = append(names, m.Node)
+		name := m.Node
+		if m.Priority != 0 {
+			name += fmt.Sprintf("(%d)", m.Priority)
+		}
+		names = append(names, name)
 	}
 	return strings.Join(names, ",")
 }
@@ -41,6 +47,11 @@ func (v *view) describeGroup(g *intent.ProxyGroup) []byte {
 	d.field("Name", g.ObjectName())
 	d.field("Members", members(g))
 	d.field("Tunnel address", addrText(g.Tunnel()))
+	if g.Elects() {
+		d.field("HaVip", addrText(g.Spec.HaVip))
+		d.field("VRID", strconv.FormatUint(uint64(g.Spec.VRID), 10))
+		d.field("Adverts", fmt.Sprintf("every %v", g.Interval()))
+	}
 	d.field("Revision", strconv.FormatInt(g.Metadata.Revision, 10))
 	served := v.served(g.ObjectName())
 	rows := append(make([][]string, 0, 1+len(served)), attachmentHead)

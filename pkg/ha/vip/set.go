@@ -47,6 +47,7 @@ type Set struct {
 	mu        sync.Mutex
 	addresses []Address // the underlay's first
 	holding   bool
+	marked    bool             // the kernel is known to keep the mark
 	unready   map[Address]bool // held, and not announced since, because their links are not ready
 	started   time.Time        // of the present schedule
 	step      int              // of bursts that come next; len(bursts): refreshing
@@ -201,8 +202,36 @@ func (s *Set) add(ctx context.Context, a Address) error {
 	}
 	s.unready[a] = true
 	err = h.AddAddress(ctx, kernel.Address{Link: l.Index, Prefix: a.prefix(), Protocol: desired.HaVipProtocol})
+	if err == nil && !s.marked {
+		err = s.mark(ctx, h, l, a)
+	}
 	if err != nil {
 		return fmt.Errorf("HaVip %s: %w", a, err)
+	}
+	return nil
+}
+
+// errUnmarked is for kernels on which nobody could tell whose a HaVip is.
+var errUnmarked = errors.New("this kernel does not keep whose an address is (IFA_PROTO): HaVips need Linux 5.18 or later")
+
+// mark looks, once, whether the kernel keeps the mark by which HaVips are known,
+// and removed.
+func (s *Set) mark(ctx context.Context, h kernel.Handle, l kernel.Link, a Address) error {
+	held, err := h.Addresses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range held {
+		if k.Link != l.Index || k.Prefix != a.prefix() {
+			continue
+		}
+		if ours(k) {
+			s.marked = true
+			return nil
+		}
+		if k.Protocol == 0 {
+			return errors.Join(errUnmarked, h.DeleteAddress(ctx, kernel.Address{Link: l.Index, Prefix: a.prefix()}))
+		}
 	}
 	return nil
 }

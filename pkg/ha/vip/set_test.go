@@ -240,6 +240,31 @@ func TestAbsentLinkIsNoFailure(t *testing.T) {
 	}
 }
 
+// forgetful is a kernel before Linux 5.18: it keeps no protocol.
+type forgetful struct{ vip.Host }
+
+func (f forgetful) In(name string) (kernel.Handle, error) {
+	h, err := f.Host.In(name)
+	return forgetfulHandle{h}, err
+}
+
+type forgetfulHandle struct{ kernel.Handle }
+
+func (h forgetfulHandle) AddAddress(ctx context.Context, a kernel.Address) error {
+	a.Protocol = 0
+	return h.Handle.AddAddress(ctx, a)
+}
+
+func TestOldKernelIsRefused(t *testing.T) {
+	r := newRig(t, nil)
+	set := vip.NewSet(vip.Options{Group: "g", Host: forgetful{r.Fake}, Wire: r.wire, Log: slog.New(slog.DiscardHandler)})
+	set.Replace(t.Context(), []vip.Address{outer, inside})
+	if err := set.Activate(t.Context()); err == nil || !strings.Contains(err.Error(), "HaVips need Linux 5.18") {
+		t.Errorf("error %v", err)
+	}
+	wantHeld(t, r)
+}
+
 func TestDriverFailureIsReported(t *testing.T) {
 	d := &driver{err: errors.New("quota")}
 	r := newRig(t, d)
