@@ -47,7 +47,11 @@ func stopActive(t *testing.T, p *pair) {
 		t.Errorf("the agent ended with %v", err)
 	}
 	p.activeOn(t, 1)
-	p.moved(t, start, 0, 1, graceful, askEvery)
+	p.moved(t, start, 0, 1, soon, askEvery)
+	// From when it has let go: before that, it was being told to.
+	if stall := p.firstClaim(start, 1) - p.lastClaim(start, 0); stall > graceful {
+		t.Errorf("nobody held the HaVips for %v, want at most %v", stall, graceful)
+	}
 	active.restart(t)
 	p.activeOn(t, 0)
 }
@@ -143,6 +147,19 @@ func (p *pair) lastClaim(since time.Time, i int) (last time.Duration) {
 		}
 	}
 	return last
+}
+
+// firstClaim returns how long after a moment a proxy had claimed both HaVips.
+func (p *pair) firstClaim(since time.Time, i int) (first time.Duration) {
+	for mac, by := range map[string]*traffic.Asker{p.outerMAC(i): p.outer, p.innerMAC(i): p.inner} {
+		for _, c := range by.Claims(since) {
+			if c.MAC == mac {
+				first = max(first, c.At.Sub(since))
+				break
+			}
+		}
+	}
+	return first
 }
 
 // protocolVRRP is RFC 9568 section 5.1.1.4.
