@@ -253,8 +253,7 @@ func (n *Node) endFlows(ctx context.Context, old, want *intent.Binding) error {
 	if len(zones) == 0 {
 		return nil
 	}
-	_, err := n.bindings.opts.Flows.End(ctx, old.Pod, func(f flow.Flow) bool { return zones[f.Zone] })
-	return err
+	return n.bindings.ender.end(ctx, old.Pod, zones)
 }
 
 // Unbind undoes a pod's binding and ends its flows; removed is false if there

@@ -89,12 +89,20 @@ func (m *memTable) of(pod string) string {
 type endings struct {
 	mu   sync.Mutex
 	list []string
+	// Of walks for all pods at once, the number and what they ended.
+	walks, ended int
 }
 
 func (e *endings) End(_ context.Context, src netip.Addr, ends func(flow.Flow) bool) (int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.walks++
 	for zone := uint16(17600); zone < 17603; zone++ {
+		for i := range 60 {
+			if f := (flow.Flow{Zone: zone, Src: netip.AddrFrom4([4]byte{10, 244, 3, byte(i)})}); !src.IsValid() && ends(f) {
+				e.ended++
+			}
+		}
 		if src.IsValid() && ends(flow.Flow{Zone: zone, Src: src, Dst: netip.MustParseAddr("172.16.101.9")}) {
 			e.list = append(e.list, fmt.Sprintf("%s in %d", src, zone))
 		}
@@ -448,6 +456,39 @@ func TestFlowsOfAPodEndWithWhatItLoses(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("unbound", f.flows.take(), "blue")
+}
+
+// Many pods that end at a time take few walks through the kernel's table.
+func TestFlowsOfManyPodsEndTogether(t *testing.T) {
+	e := &endings{}
+	ender := newEnder(e)
+	var pods sync.WaitGroup
+	for i := range 60 {
+		pods.Go(func() {
+			if err := ender.end(t.Context(), netip.AddrFrom4([4]byte{10, 244, 3, byte(i)}), map[uint16]bool{17601: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for waiting := 0; waiting < 60; {
+		ender.mu.Lock()
+		waiting = len(ender.waiting)
+		ender.mu.Unlock()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { ender.run(ctx); close(done) }()
+	pods.Wait()
+	cancel()
+	<-done
+	if e.walks != 1 || e.ended != 60 {
+		t.Errorf("%d walks ended %d pods' flows", e.walks, e.ended)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := ender.end(ctx, netip.MustParseAddr(podA), map[uint16]bool{17601: true}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while nobody serves: %v", err)
+	}
 }
 
 // An attachment that goes from under its pods leaves them refused, and one that

@@ -42,6 +42,7 @@ type exchanger func(ctx context.Context, remove, add map[desired.SteerKey]desire
 type bindings struct {
 	opts     BindingOptions
 	exchange exchanger
+	ender    *ender
 
 	mu        sync.Mutex
 	all       map[netip.Addr]*intent.Binding
@@ -58,7 +59,7 @@ type bindings struct {
 
 func newBindings(opts BindingOptions, exchange exchanger, log *slog.Logger) (*bindings, error) {
 	b := &bindings{
-		opts: opts, exchange: exchange, all: map[netip.Addr]*intent.Binding{}, pods: map[string]int{}, preparing: map[string]int{},
+		opts: opts, exchange: exchange, ender: newEnder(opts.Flows), all: map[netip.Addr]*intent.Binding{}, pods: map[string]int{}, preparing: map[string]int{},
 		lately: map[string]time.Time{}, busy: map[netip.Addr]chan struct{}{}, since: map[string]uint64{},
 	}
 	if opts.Store == nil {

@@ -154,6 +154,7 @@ func (n *Node) Run(ctx context.Context) error {
 	tasks.Go(func() { n.poll(ctx) })
 	if opts := n.opts.Bindings; opts.Store != nil {
 		tasks.Go(func() { n.sweep(ctx) })
+		tasks.Go(func() { n.bindings.ender.run(ctx) })
 	}
 	if r := n.opts.Kinds.responder; r != nil {
 		tasks.Go(func() { r.Run(ctx) })
