@@ -71,7 +71,8 @@ func (r BindRequest) validate() error {
 // Bind makes a pod use attachments, and no others. When it returns, the pod's
 // packets take the right path or are refused. The error is an *intent.FieldError if
 // the request cannot be granted, or wraps ErrNotInPlace or ErrNoFunctionHost;
-// after it the pod has what it had. It is idempotent.
+// after it the pod has what it had, unless it is the connections of the address's
+// former pod that could not be ended. It is idempotent.
 func (n *Node) Bind(ctx context.Context, r BindRequest) (BindingStatus, error) {
 	if n.bindings.opts.Store == nil {
 		return BindingStatus{}, ErrNoFunctionHost
@@ -111,11 +112,12 @@ func (n *Node) bind(ctx context.Context, r BindRequest) (s BindingStatus, unused
 		if !ok {
 			continue // the plan has changed meanwhile
 		}
-		if err == nil {
-			err = n.endFlows(ctx, old, want)
-		}
 		if err != nil {
 			n.loop.Hint("steers")
+			return s, false, fmt.Errorf("bind pod %s: %w", r.Pod, err)
+		}
+		n.endFlows(old, want)
+		if err := n.bindings.ender.await(ctx, r.Pod); err != nil {
 			return s, false, fmt.Errorf("bind pod %s: %w", r.Pod, err)
 		}
 		return n.bindingStatus(want), n.bindings.unused(old), nil
@@ -238,11 +240,11 @@ func (n *Node) footprint(name string) (plan.Footprint, bool) {
 	return n.current.Footprints[i], true
 }
 
-// endFlows ends what a pod had under way by attachments that it no longer uses;
-// by all, if the address has a new owner.
-func (n *Node) endFlows(ctx context.Context, old, want *intent.Binding) error {
+// endFlows has ended what a pod had under way by attachments that it no longer
+// uses; by all, if the address has a new owner.
+func (n *Node) endFlows(old, want *intent.Binding) {
 	if old == nil {
-		return nil
+		return
 	}
 	zones := n.bindings.zones(old)
 	if want != nil && want.Owner == old.Owner {
@@ -250,13 +252,13 @@ func (n *Node) endFlows(ctx context.Context, old, want *intent.Binding) error {
 			delete(zones, zone)
 		}
 	}
-	if len(zones) == 0 {
-		return nil
+	if len(zones) > 0 {
+		n.bindings.ender.end(old.Pod, zones)
 	}
-	return n.bindings.ender.end(ctx, old.Pod, zones)
 }
 
-// Unbind undoes a pod's binding and ends its flows; removed is false if there
+// Unbind undoes a pod's binding; its flows end within a moment, and before
+// another Bind for the address returns. removed is false if there
 // is none, or one of another owner while owner is not "". It is idempotent.
 func (n *Node) Unbind(ctx context.Context, pod netip.Addr, owner string) (removed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bindPatience)
@@ -281,9 +283,7 @@ func (n *Node) unbind(ctx context.Context, pod netip.Addr, when func(*intent.Bin
 	if n.bindings.unused(old) {
 		n.replan()
 	}
-	if err := n.endFlows(ctx, old, nil); err != nil {
-		return true, fmt.Errorf("unbind pod %s: %w", pod, err)
-	}
+	n.endFlows(old, nil)
 	return true, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -431,6 +432,17 @@ func TestFlowsOfAPodEndWithWhatItLoses(t *testing.T) {
 		}
 		return f.flows.take()
 	}
+	unbind := func(owner string) []string {
+		t.Helper()
+		pod := netip.MustParseAddr(podA)
+		if _, err := f.node.Unbind(t.Context(), pod, owner); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.node.bindings.ender.await(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+		return f.flows.take()
+	}
 	expect := func(what string, got []string, attachments ...string) {
 		t.Helper()
 		var want []string
@@ -448,46 +460,38 @@ func TestFlowsOfAPodEndWithWhatItLoses(t *testing.T) {
 	expect("one less", bind("x", "red"), "green")
 	expect("moved", bind("x", "blue"), "red")
 	expect("another pod's", bind("y", "blue"), "blue")
-	if _, err := f.node.Unbind(t.Context(), netip.MustParseAddr(podA), "x"); err != nil {
-		t.Fatal(err)
-	}
-	expect("unbound by an earlier owner", f.flows.take())
-	if _, err := f.node.Unbind(t.Context(), netip.MustParseAddr(podA), "y"); err != nil {
-		t.Fatal(err)
-	}
-	expect("unbound", f.flows.take(), "blue")
+	expect("unbound by an earlier owner", unbind("x"))
+	expect("unbound", unbind("y"), "blue")
 }
 
 // Many pods that end at a time take few walks through the kernel's table.
 func TestFlowsOfManyPodsEndTogether(t *testing.T) {
 	e := &endings{}
-	ender := newEnder(e)
-	var pods sync.WaitGroup
+	ender := newEnder(e, slog.New(slog.DiscardHandler))
 	for i := range 60 {
-		pods.Go(func() {
-			if err := ender.end(t.Context(), netip.AddrFrom4([4]byte{10, 244, 3, byte(i)}), map[uint16]bool{17601: true}); err != nil {
-				t.Error(err)
-			}
-		})
+		ender.end(netip.AddrFrom4([4]byte{10, 244, 3, byte(i)}), map[uint16]bool{17601: true})
 	}
-	for waiting := 0; waiting < 60; {
-		ender.mu.Lock()
-		waiting = len(ender.waiting)
-		ender.mu.Unlock()
+	first := netip.MustParseAddr("10.244.3.0")
+	short, stop := context.WithTimeout(t.Context(), time.Millisecond)
+	defer stop()
+	if err := ender.await(short, first); !errors.Is(err, ErrNotInPlace) {
+		t.Errorf("while nothing is done: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { ender.run(ctx); close(done) }()
-	pods.Wait()
+	for i := range 60 {
+		if err := ender.await(t.Context(), netip.AddrFrom4([4]byte{10, 244, 3, byte(i)})); err != nil {
+			t.Error(err)
+		}
+	}
 	cancel()
 	<-done
 	if e.walks != 1 || e.ended != 60 {
 		t.Errorf("%d walks ended %d pods' flows", e.walks, e.ended)
 	}
-	ctx, cancel = context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	if err := ender.end(ctx, netip.MustParseAddr(podA), map[uint16]bool{17601: true}); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("while nobody serves: %v", err)
+	if err := ender.await(t.Context(), first); err != nil {
+		t.Errorf("when nothing is left to do: %v", err)
 	}
 }
 

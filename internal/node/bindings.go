@@ -59,7 +59,7 @@ type bindings struct {
 
 func newBindings(opts BindingOptions, exchange exchanger, log *slog.Logger) (*bindings, error) {
 	b := &bindings{
-		opts: opts, exchange: exchange, ender: newEnder(opts.Flows), all: map[netip.Addr]*intent.Binding{}, pods: map[string]int{}, preparing: map[string]int{},
+		opts: opts, exchange: exchange, ender: newEnder(opts.Flows, log), all: map[netip.Addr]*intent.Binding{}, pods: map[string]int{}, preparing: map[string]int{},
 		lately: map[string]time.Time{}, busy: map[netip.Addr]chan struct{}{}, since: map[string]uint64{},
 	}
 	if opts.Store == nil {

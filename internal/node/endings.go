@@ -3,7 +3,11 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,50 +27,65 @@ const (
 // ender ends flows of pods, of many in one walk.
 type ender struct {
 	flows Flows
+	log   *slog.Logger
 
 	mu      sync.Mutex
 	waiting map[netip.Addr]*ending
+	walking map[netip.Addr]*ending
 	wake    chan struct{} // buffered, 1
 }
 
 // ending is what a pod's flows must go by.
 type ending struct {
 	zones map[uint16]bool
-	done  []chan<- error
+	done  chan struct{} // closed when they are gone
+	err   error         // why they may not be; to be read after done
 }
 
-func newEnder(flows Flows) *ender {
-	return &ender{flows: flows, waiting: map[netip.Addr]*ending{}, wake: make(chan struct{}, 1)}
+func newEnder(flows Flows, log *slog.Logger) *ender {
+	return &ender{flows: flows, log: log, waiting: map[netip.Addr]*ending{}, wake: make(chan struct{}, 1)}
 }
 
-// end returns when a pod's flows in the zones have ended.
-func (e *ender) end(ctx context.Context, pod netip.Addr, zones map[uint16]bool) error {
-	done := make(chan error, 1)
+// end has a pod's flows in the zones ended soon.
+func (e *ender) end(pod netip.Addr, zones map[uint16]bool) {
 	e.mu.Lock()
 	w := e.waiting[pod]
 	if w == nil {
-		w = &ending{zones: map[uint16]bool{}}
+		w = &ending{zones: map[uint16]bool{}, done: make(chan struct{})}
 		e.waiting[pod] = w
 	}
-	for zone := range zones {
-		w.zones[zone] = true
-	}
-	w.done = append(w.done, done)
+	maps.Copy(w.zones, zones)
 	e.mu.Unlock()
 	select {
 	case e.wake <- struct{}{}:
 	default: // awake already
 	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return errors.Join(errors.New("its connections may go on"), ctx.Err())
-	}
 }
 
-// run serves end until the context ends. Who waits then is told by its own.
+// await returns when nothing of a pod is left that end was called for.
+func (e *ender) await(ctx context.Context, pod netip.Addr) error {
+	e.mu.Lock()
+	pending := []*ending{e.walking[pod], e.waiting[pod]}
+	e.mu.Unlock()
+	for _, w := range pending {
+		if w == nil {
+			continue
+		}
+		select {
+		case <-w.done:
+			if w.err != nil {
+				return w.err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("%w: connections of the pod before are being ended", ErrNotInPlace)
+		}
+	}
+	return nil
+}
+
+// run works until the context ends.
 func (e *ender) run(ctx context.Context) {
+	failed := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -74,7 +93,11 @@ func (e *ender) run(ctx context.Context) {
 		case <-e.wake:
 		}
 		start := time.Now()
-		e.walk(ctx)
+		err := e.walk(ctx)
+		if err != nil && !failed && ctx.Err() == nil {
+			e.log.Warn("connections of pods that are unbound may go on", "err", err)
+		}
+		failed = err != nil
 		select {
 		case <-ctx.Done():
 			return
@@ -83,10 +106,10 @@ func (e *ender) run(ctx context.Context) {
 	}
 }
 
-func (e *ender) walk(ctx context.Context) {
+func (e *ender) walk(ctx context.Context) error {
 	e.mu.Lock()
 	pods := e.waiting
-	e.waiting = map[netip.Addr]*ending{}
+	e.waiting, e.walking = map[netip.Addr]*ending{}, pods
 	e.mu.Unlock()
 	ends := func(f flow.Flow) bool {
 		w := pods[f.Src]
@@ -94,10 +117,7 @@ func (e *ender) walk(ctx context.Context) {
 	}
 	sources := []netip.Addr{{}}
 	if len(pods) <= fewPods {
-		sources = sources[:0]
-		for pod := range pods {
-			sources = append(sources, pod)
-		}
+		sources = slices.Collect(maps.Keys(pods))
 	}
 	var errs []error
 	for _, src := range sources {
@@ -105,9 +125,12 @@ func (e *ender) walk(ctx context.Context) {
 		errs = append(errs, err)
 	}
 	err := errors.Join(errs...)
+	e.mu.Lock()
+	e.walking = nil
+	e.mu.Unlock()
 	for _, w := range pods {
-		for _, done := range w.done {
-			done <- err // buffered
-		}
+		w.err = err
+		close(w.done)
 	}
+	return err
 }

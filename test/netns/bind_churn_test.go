@@ -163,9 +163,7 @@ func TestBindChurn(t *testing.T) {
 		}
 		return err
 	})
-	if left := zonedFlows(t, host.Machine); left != "" {
-		t.Errorf("connections go on:\n%s", left)
-	}
+	noZonedFlows(t, host.Machine)
 	if left := look(t, host.Machine, "ls /var/lib/vpcproxy/bindings"); left != "" {
 		t.Errorf("records are left: %s", left)
 	}

@@ -78,12 +78,7 @@ func TestBindAgentKilled(t *testing.T) {
 			return nil
 		})
 	}
-	eventually(t, soon, func(context.Context) error {
-		if left := zonedFlows(t, host.Machine); left != "" {
-			return fmt.Errorf("connections go on:\n%s", left)
-		}
-		return nil
-	})
+	noZonedFlows(t, host.Machine)
 
 	// A record that is damaged while no agent runs: the pod is refused, not let
 	// go, until it is bound again.

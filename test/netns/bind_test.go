@@ -65,9 +65,7 @@ func TestBind(t *testing.T) {
 		a.unbind(t, host.Pods[1].Address)
 		unreachable(t, host.Pods[0].Machine, topo.ServerAddress)
 		flow.Stop(0)
-		if left := zonedFlows(t, host.Machine); left != "" {
-			t.Errorf("connections go on:\n%s", left)
-		}
+		noZonedFlows(t, host.Machine)
 	})
 	// Nothing is left, once the paths have lingered.
 	eventually(t, soon, func(ctx context.Context) error {
@@ -86,6 +84,17 @@ func TestBind(t *testing.T) {
 func zonedFlows(t *testing.T, m *topo.Machine) string {
 	t.Helper()
 	return look(t, m, "conntrack -L 2>/dev/null | grep zone= || true")
+}
+
+// noZonedFlows waits until no connection is in a zone of ours.
+func noZonedFlows(t *testing.T, m *topo.Machine) {
+	t.Helper()
+	eventually(t, soon, func(context.Context) error {
+		if left := zonedFlows(t, m); left != "" {
+			return fmt.Errorf("connections go on:\n%s", left)
+		}
+		return nil
+	})
 }
 
 // samePorts opens connections of two tenants with the same ports to the same
