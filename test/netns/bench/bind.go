@@ -27,7 +27,7 @@ const (
 	bindMode = "bind"
 	// warmBinds and coldBinds are how often a binding is timed at each number
 	// of pods, and bindRounds how often the path is measured there.
-	warmBinds, coldBinds, bindRounds = 500, 15, 9
+	warmBinds, coldBinds, bindRounds = 500, 15, 7
 )
 
 // crowds are the numbers of bound pods.
@@ -163,7 +163,8 @@ func (b *bindBench) gather(ctx context.Context, n int) error {
 func (b *bindBench) timeBinds(ctx context.Context) error {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "BOUND PODS\tWARM BIND p50\tp99\tCOLD BIND p50\tp99\tUNBIND p50\tp99")
-	extra := netip.MustParseAddr("10.245.15.254")
+	// Each pod has an address of its own, as they come from a range in turn.
+	turn := 0
 	for _, n := range crowds {
 		if err := b.gather(ctx, n); err != nil {
 			return err
@@ -180,6 +181,8 @@ func (b *bindBench) timeBinds(ctx context.Context) error {
 			if i >= warmBinds {
 				kind, attachment = 1, "cold"
 			}
+			turn++
+			extra := crowdPod(crowds[len(crowds)-1] + turn%1000)
 			if err := errors.Join(
 				timed(kind, func() error { return b.bind(ctx, extra, attachment) }),
 				timed(2, func() error { return b.unbind(ctx, extra) }),
