@@ -56,7 +56,7 @@ func begin(args *skel.CmdArgs) (*call, error) {
 	if err := types.LoadArgs(args.Args, &c.pod); err != nil {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "vpcproxy-cni: CNI_ARGS cannot be read", err.Error())
 	}
-	c.owner = ownerOf(c.Name, args.ContainerID, args.IfName)
+	c.owner = c.ownerOf(args.ContainerID, args.IfName)
 	address, err := transport.ParseAddress("unix://" + c.Socket)
 	if err != nil {
 		return nil, invalid("socket: %v", err)
@@ -70,11 +70,17 @@ func begin(args *skel.CmdArgs) (*call, error) {
 	return c, nil
 }
 
-func ownerOf(network, container, ifname string) string {
-	return networkOwner(network) + container + "/" + ifname
+func (c *call) ownerOf(container, ifname string) string {
+	return c.networkOwner() + container + "/" + ifname
 }
 
-func networkOwner(network string) string { return names.OwnerCNI + network + "/" }
+// networkOwner is how owners of this network's bindings begin.
+func (c *call) networkOwner() string {
+	if len(c.Attachments) > 0 {
+		return names.OwnerNetwork + c.Name + "/"
+	}
+	return names.OwnerCNI + c.Name + "/"
+}
 
 // skipped says whether the pod starts without us.
 func (c *call) skipped() bool {
@@ -281,9 +287,9 @@ func gc(args *skel.CmdArgs) error {
 	defer cancel()
 	valid := map[string]bool{}
 	for _, a := range c.ValidAttachments {
-		valid[ownerOf(c.Name, a.ContainerID, a.IfName)] = true
+		valid[c.ownerOf(a.ContainerID, a.IfName)] = true
 	}
-	err = c.remove(ctx, func(owner string) bool { return strings.HasPrefix(owner, networkOwner(c.Name)) && !valid[owner] })
+	err = c.remove(ctx, func(owner string) bool { return strings.HasPrefix(owner, c.networkOwner()) && !valid[owner] })
 	if err != nil {
 		return c.failed("bindings cannot be removed", err)
 	}

@@ -236,6 +236,13 @@ func TestNetworkWithAttachments(t *testing.T) {
 	if got := a.bound["fd00::5"].GetAttachments(); !slices.Equal(got, []string{"red"}) {
 		t.Errorf("bound to %v", got)
 	}
+	// What follows annotations must leave it alone.
+	if got := a.bound["fd00::5"].GetOwner(); got != "cni-network/pods/c1/eth0" {
+		t.Errorf("owner %q", got)
+	}
+	if _, _, err := run(t, del, args(socket, `, "attachments": ["red"]`)); err != nil || a.summary() != "" {
+		t.Errorf("DEL: %v, bound %q", err, a.summary())
+	}
 }
 
 func TestFailedAddLeavesNothing(t *testing.T) {

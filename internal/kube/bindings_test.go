@@ -48,6 +48,7 @@ func TestChanges(t *testing.T) {
 		"plugin's, annotation changed":     {pods: []Pod{pod("a", value("blue"), "10.0.0.5")}, bound: []Bound{bound("10.0.0.5", "red", "cni/n/c/eth0")}, want: "10.0.0.5=blue@cni/n/c/eth0"},
 		"plugin's, annotation removed":     {pods: []Pod{pod("a", nil, "10.0.0.5")}, bound: []Bound{bound("10.0.0.5", "red", "cni/n/c/eth0")}, want: "10.0.0.5=@cni/n/c/eth0"},
 		"plugin's, pod not published yet":  {pods: []Pod{pod("a", value("red"))}, bound: []Bound{bound("10.0.0.5", "red", "cni/n/c/eth0")}},
+		"a network's is left alone":        {pods: []Pod{pod("a", nil, "10.0.0.5")}, bound: []Bound{bound("10.0.0.5", "red", "cni-network/n/c/eth0")}},
 		"an operator's is left alone":      {pods: []Pod{pod("a", value("red"), "10.0.0.5"), pod("b", nil, "10.0.0.6")}, bound: []Bound{bound("10.0.0.5", "blue", ""), bound("10.0.0.6", "blue", "me")}},
 		"removals come before new ones":    {pods: []Pod{pod("b", value("red"), "10.0.0.5")}, bound: []Bound{bound("10.0.0.9", "red", "kubernetes/uid-a")}, want: "10.0.0.9=@kubernetes/uid-a 10.0.0.5=red@kubernetes/uid-b"},
 		"another namespace has no default": {pods: []Pod{{Namespace: "other", Name: "a", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.5")}}}, fallback: "red"},

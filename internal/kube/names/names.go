@@ -7,9 +7,10 @@ package names
 // value on a pod overrides.
 const Annotation = "vpcproxy.io/attachment"
 
-// How the owners of bindings begin that follow pods' annotations; others, such
-// as an operator's, are left alone.
+// How the owners of bindings begin. The first two follow pods' annotations; all
+// others, such as an operator's, are left alone by what follows Kubernetes.
 const (
-	OwnerPod = "kubernetes/" // bound by the agent, which follows the API; the pod's UID follows
-	OwnerCNI = "cni/"        // bound by the CNI plugin before the pod started; network/container/interface follows
+	OwnerPod     = "kubernetes/"  // bound by the agent, which follows the API; the pod's UID follows
+	OwnerCNI     = "cni/"         // bound by the CNI plugin before the pod started; network/container/interface follows
+	OwnerNetwork = "cni-network/" // likewise, as the network's configuration says
 )
