@@ -29,7 +29,7 @@ BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
 help: ## this text
 	@echo 'usage: make TARGET'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-13s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  RUN=REGEXP  only the tests that match (test-unit, test-netns)'
 	@echo '  V=1         show tests as they run'
@@ -92,6 +92,14 @@ soak: setup build ## faults at random for MINUTES=10, and what must hold through
 .PHONY: bench-bind
 bench-bind: setup build ## binding pods: its time, and what 2,000 bound pods cost a packet
 	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/bench bind
+
+.PHONY: packages
+packages: ## a deb and an rpm in build/packages
+	@scripts/package
+
+.PHONY: test-packages
+test-packages: setup ## install, upgrade, remove and purge the packages (as root)
+	@scripts/test-packages
 
 .PHONY: lint
 lint: ## vet, staticcheck, golangci-lint, govulncheck, shellcheck, gofmt

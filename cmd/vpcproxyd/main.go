@@ -26,17 +26,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	root := &cobra.Command{
-		Use:           "vpcproxyd",
-		Short:         "Node agent of vpcproxy: function host, proxy and controller",
-		Args:          cobra.NoArgs,
-		Version:       version.Version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return run(cmd) },
-	}
-	config.AddFlags(root.Flags())
-	root.AddCommand(config.Command())
+	root := config.Root(version.Version, run)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "vpcproxyd:", err)
 		stop()
@@ -44,11 +34,7 @@ func main() {
 	}
 }
 
-func run(cmd *cobra.Command) error {
-	cfg, err := config.Load(cmd.Flags())
-	if err != nil {
-		return err
-	}
+func run(cmd *cobra.Command, cfg *config.Config) error {
 	log := newLogger(cfg.Log)
 	a, err := agent.New(cmd.Context(), cfg, version.Version, log)
 	if err != nil {

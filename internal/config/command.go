@@ -11,6 +11,33 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 )
 
+// Root returns the command vpcproxyd, which runs with a valid configuration.
+func Root(version string, run func(*cobra.Command, *Config) error) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "vpcproxyd",
+		Short: "Node agent of vpcproxy: function host, proxy and controller",
+		Long: `vpcproxyd keeps this machine's kernel as attachments ask: on function hosts, on
+proxies, and as the controller that tells them, in any mix of these roles.
+
+Packets stay in the kernel: a stopped, killed or upgraded vpcproxyd stops none.
+What it made is removed by "vpcproxyctl node cleanup".`,
+		Args:          cobra.NoArgs,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := Load(c.Flags())
+			if err != nil {
+				return err
+			}
+			return run(c, cfg)
+		},
+	}
+	AddFlags(c.Flags())
+	c.AddCommand(Command())
+	return c
+}
+
 // Command returns `config` with the subcommands minimal, reference and check.
 // They need nothing of the flags of the command that they are put under.
 func Command() *cobra.Command {
