@@ -1,11 +1,9 @@
 package agent
 
 import (
-	"fmt"
 	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 
 	"github.com/vpcproxy/vpcproxy/internal/conntrack"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
@@ -18,15 +16,21 @@ func newMeter(t *nodeTask, kinds node.Kinds) *meter.Meter {
 	return meter.New(meter.Options{
 		Host:   t.host,
 		Places: t.places,
-		Open: func(netns string) (meter.Table, error) {
-			if netns != "" {
-				netns = filepath.Join(kernel.DefaultNetnsDir, netns)
-			}
-			return conntrack.Open(netns)
-		},
-		Drops: kinds.Drops,
-		Log:   t.log,
+		Open:   openTable,
+		Drops:  kinds.Drops,
+		Log:    t.log,
 	})
+}
+
+// openTable opens the connection tracking table of a namespace.
+func openTable(netns string) (meter.Table, error) { return conntrack.Open(netnsPath(netns)) }
+
+// netnsPath is where a namespace is mounted; "" is the agent's own.
+func netnsPath(netns string) string {
+	if netns == "" {
+		return ""
+	}
+	return filepath.Join(kernel.DefaultNetnsDir, netns)
 }
 
 // places says where the traffic of the node's attachments is.
@@ -141,24 +145,14 @@ func (c *trafficCollector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(c.drops, prometheus.CounterValue, float64(packets), n.Attachment, reason)
 		}
 		for _, source := range n.Sources {
-			gauge(c.sourceConnections, float64(source.Connections), n.Attachment, source.Addr.String())
+			gauge(c.sourceConnections, float64(source.Connections), source.Attachment, source.Addr.String())
 		}
 		for _, d := range n.Busiest {
-			labels := []string{n.Attachment, d.Source.String(), protocolName(d.Protocol), d.Addr.String()}
+			labels := []string{d.Attachment, d.Source.String(), meter.ProtocolName(d.Protocol), d.Addr.String()}
 			gauge(c.ports, float64(d.Ports), labels...)
 			if d.Exhausted > 0 {
 				gauge(c.portsExhausted, d.Exhausted.Seconds(), labels...)
 			}
 		}
 	}
-}
-
-func protocolName(p uint8) string {
-	switch p {
-	case unix.IPPROTO_TCP:
-		return "tcp"
-	case unix.IPPROTO_UDP:
-		return "udp"
-	}
-	return fmt.Sprint(p)
 }

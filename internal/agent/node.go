@@ -22,6 +22,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/kube"
 	"github.com/vpcproxy/vpcproxy/internal/meter"
+	"github.com/vpcproxy/vpcproxy/internal/natlog"
 	"github.com/vpcproxy/vpcproxy/internal/nft"
 	"github.com/vpcproxy/vpcproxy/internal/node"
 	"github.com/vpcproxy/vpcproxy/internal/pki"
@@ -60,6 +61,7 @@ type nodeTask struct {
 	notify    *notify.Hook // nil without ha.notify
 	sessions  *sessions
 	meter     *meter.Meter // nil without metrics
+	natLog    *natlog.Log  // nil without natLog.directory
 	routing   *routing     // nil in static mode
 	surveyor  *survey.Surveyor
 }
@@ -88,7 +90,8 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Kinds: kinds,
 		Plan: plan.Config{
 			MarkMask: a.cfg.Steering.MarkMask, RulePriority: a.cfg.Steering.RulePriority, TableBase: a.cfg.Steering.TableBase,
-			Neighbors: plan.Neighbors(a.cfg.Tunnel.Neighbors), ZoneBase: uint16(a.cfg.Steering.ZoneBase), //nolint:gosec // validated
+			Accounting: a.cfg.NATLog.Directory != "",
+			Neighbors:  plan.Neighbors(a.cfg.Tunnel.Neighbors), ZoneBase: uint16(a.cfg.Steering.ZoneBase), //nolint:gosec // validated
 		},
 		Refresh:  a.cfg.Reconcile.Refresh,
 		Log:      a.log,
@@ -142,6 +145,9 @@ func (a *Agent) connectNode(ctx context.Context, t *nodeTask, kinds node.Kinds, 
 	}
 	if a.cfg.Metrics.Address != "" {
 		t.meter = newMeter(t, kinds)
+	}
+	if err := t.keepNATLog(m); err != nil {
+		return err
 	}
 	m.follow(t)
 	m.routing(t.routing)
@@ -237,6 +243,9 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	}
 	if t.meter != nil {
 		run(t.meter.Run)
+	}
+	if t.natLog != nil {
+		run(t.natLog.Run)
 	}
 	tasks.Wait()
 	return errors.Join(errs...)

@@ -60,7 +60,7 @@ func newSessions(ctx context.Context, cfg *config.Config, load func() (*pki.Cred
 	s.manager, err = session.Listen(ctx, session.Options{
 		Listen:       cfg.HA.SessionListen,
 		Credentials:  session.Credentials{Server: creds.ServerConfig(), Client: creds.MemberConfig, Peer: pki.MemberName},
-		ChooseEvents: nft.New(log, nft.Options{}).AssuredEventsOnly,
+		ChooseEvents: nft.New(log, nft.Options{FlowEvents: cfg.NATLog.Directory != ""}).AssuredEventsOnly,
 		Age:          cfg.HA.SessionAge,
 		Log:          log,
 	})

@@ -121,7 +121,7 @@ func build(d Deps) (*cobra.Command, *app) {
 	add(groupPlatform, a.attachCommand(), a.detachCommand(), a.getCommand(), a.describeCommand(), a.applyCommand(),
 		a.deleteCommand(), a.statusCommand(), a.failoverCommand(), a.drainCommand(), a.uncordonCommand(), a.haCommand(), a.controllerCommand())
 	add(groupNode, a.bindCommand(), a.unbindCommand(), a.planCommand(), a.resyncCommand(), a.bgpCommand(), a.nodeCommand(),
-		a.traceCommand(), a.doctorCommand(), a.netcheckCommand(), a.topCommand(), a.bundleCommand())
+		a.traceCommand(), a.doctorCommand(), a.netcheckCommand(), a.topCommand(), a.whoisCommand(), a.bundleCommand())
 	add(groupOther, a.pkiCommand(), a.versionCommand())
 	strictCompletion(root)
 	return root, a

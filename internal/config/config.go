@@ -46,6 +46,7 @@ type Config struct {
 	Kubernetes      Kubernetes
 	Log             Log
 	Metrics         Metrics
+	NATLog          NATLog
 
 	origins map[string]string // by key
 }
@@ -156,6 +157,13 @@ type Log struct {
 // Metrics is where Prometheus finds metrics.
 type Metrics struct {
 	Address string // "": nowhere
+}
+
+// NATLog is about the log of connections.
+type NATLog struct {
+	Directory string // "": none
+	Size      uint32 // megabytes
+	Rate      uint32 // records a second
 }
 
 // Error is a problem with one key.

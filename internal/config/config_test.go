@@ -89,7 +89,7 @@ func TestFile(t *testing.T) {
 		HA:         HA{"10.0.0.1:7", 2 * time.Second, "/etc/k", "optional", "/bin/n", "/bin/c"},
 		TLS:        TLS{"/etc/tls"}, Socket: "/run/n.sock", StateDirectory: "/var/lib/v", SysctlDirectory: "/proc/sys",
 		NAT: NAT{Backend: "auto", IPTables: "legacy"}, Steering: Steering{0xff0000, 100, 5000, 17600}, Reconcile: Reconcile{time.Minute}, Bind: Bind{time.Minute},
-		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"},
+		Log: Log{slog.LevelDebug, "json"}, Metrics: Metrics{"127.0.0.1:9464"}, NATLog: NATLog{Size: 1024, Rate: 5000},
 		Zone: "zone-a",
 		BGP: BGP{
 			Mode: "client", ASN: 4200000000, Port: 1179, Address: netip.MustParseAddr("192.168.80.9"), Reflectors: []netip.Addr{netip.MustParseAddr("192.168.4.9")},

@@ -138,6 +138,12 @@ var settings = []setting{
 		level(func(c *Config) *slog.Level { return &c.Log.Level })},
 	{"log.format", "text", "Form of log lines: text or json.",
 		enum(func(c *Config) *string { return &c.Log.Format }, "text", "json")},
+	{"natLog.directory", "", "Directory for a log of each connection's beginning and end, with its addresses before and after translation and its bytes: for `vpcproxyctl whois`, and for those who must keep one. Left out, there is none. New connections cost more with it.",
+		text("path", func(c *Config) *string { return &c.NATLog.Directory })},
+	{"natLog.size", "1024", "Megabytes that the log may take; the oldest part is removed then.",
+		number(func(c *Config) *uint32 { return &c.NATLog.Size })},
+	{"natLog.rate", "5000", "Records a second that are written at most; the log says how many were left out.",
+		number(func(c *Config) *uint32 { return &c.NATLog.Rate })},
 	{"metrics.address", "", "Address at which Prometheus finds /metrics, and probes find /livez and /readyz, such as 127.0.0.1:9464. Left out, there is none.",
 		text("host:port", func(c *Config) *string { return &c.Metrics.Address })},
 }

@@ -260,6 +260,15 @@ func (c *checker) rest() {
 	if c.HA.SessionAge < 0 || c.HA.SessionAge > time.Minute {
 		c.fail("ha.sessionAge", "%s is not between 0s and 1m; give a second or less", c.HA.SessionAge)
 	}
+	if c.NATLog.Directory != "" && !filepath.IsAbs(c.NATLog.Directory) {
+		c.fail("natLog.directory", "%q is not an absolute path such as /var/log/vpcproxy/nat", c.NATLog.Directory)
+	}
+	if c.NATLog.Size < minLogSize {
+		c.fail("natLog.size", "%d megabytes are too few; want %d or more", c.NATLog.Size, minLogSize)
+	}
+	if c.NATLog.Rate == 0 {
+		c.fail("natLog.rate", "0 records a second are none; leave natLog.directory out for no log")
+	}
 	if c.Metrics.Address != "" {
 		c.listenAddress("metrics.address", c.Metrics.Address)
 	}
@@ -280,3 +289,6 @@ func (c *checker) rest() {
 		}
 	}
 }
+
+// minLogSize is a megabyte for each part that the NAT log is divided into.
+const minLogSize = 8

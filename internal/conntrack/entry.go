@@ -98,6 +98,9 @@ type Entry struct {
 	Timeout uint32 // seconds that are left
 	Mark    uint32
 	TCP     TCP // zero unless Orig.Proto is TCP
+	// OrigBytes and ReplyBytes have passed, headers included; 0 without
+	// accounting (net.netfilter.nf_conntrack_acct). Read only.
+	OrigBytes, ReplyBytes uint64
 }
 
 // Translated tells whether a packet of the flow leaves with a source or a destination

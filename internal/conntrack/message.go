@@ -21,6 +21,8 @@ const (
 	attrNATSrc     = 6
 	attrTimeout    = 7
 	attrMark       = 8
+	attrCountOrig  = 9
+	attrCountReply = 10
 	attrNATDst     = 13
 	attrStatusMask = 26
 
@@ -48,6 +50,8 @@ const (
 	attrNATIPv6Max = 5
 	attrNATPortMin = 1
 	attrNATPortMax = 2
+
+	attrCountBytes = 2
 
 	attrGlobalEntries = 1
 	attrGlobalLimit   = 2
@@ -254,6 +258,19 @@ func get32[T ~uint32](v []byte, to *T) error {
 	return nil
 }
 
+func getBytes(b []byte, to *uint64) error {
+	return each(b, func(typ uint16, v []byte) error {
+		if typ != attrCountBytes {
+			return nil
+		}
+		if len(v) < 8 {
+			return errTruncated
+		}
+		*to = network.Uint64(v)
+		return nil
+	})
+}
+
 func getAddress(v []byte, to *[16]byte) error {
 	switch len(v) {
 	case 4:
@@ -287,6 +304,10 @@ func parse(body []byte, e *Entry) error {
 			return get32(v, &e.Mark)
 		case attrProtoInfo:
 			return parseProtoInfo(v, &e.TCP)
+		case attrCountOrig:
+			return getBytes(v, &e.OrigBytes)
+		case attrCountReply:
+			return getBytes(v, &e.ReplyBytes)
 		}
 		return nil
 	})

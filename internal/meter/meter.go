@@ -103,17 +103,19 @@ type Namespace struct {
 
 // Source is an address that connections are translated to.
 type Source struct {
+	Attachment  string
 	Addr        netip.Addr
 	Connections int
 }
 
-// Destination is a place that connections from one source go to. The kernel
-// translates to one source at most PortLimit connections for each.
+// Destination is a place that connections of an attachment from one source go
+// to. The kernel translates to one source at most PortLimit connections for each.
 type Destination struct {
-	Source   netip.Addr
-	Protocol uint8 // IPPROTO_*
-	Addr     netip.AddrPort
-	Ports    int // used
+	Attachment string
+	Source     netip.Addr
+	Protocol   uint8 // IPPROTO_*
+	Addr       netip.AddrPort
+	Ports      int // used
 	// Exhausted is when none is left if their number goes on growing as it
 	// does now; 0 if it does not grow.
 	Exhausted time.Duration

@@ -138,7 +138,7 @@ func TestTrafficOfAnAttachment(t *testing.T) {
 	if ns.Entries != 3 || ns.Limit != 262144 || ns.Attachment != "red" || !reflect.DeepEqual(ns.Drops, want) {
 		t.Errorf("namespace: %+v", ns)
 	}
-	if w := []Source{{netip.MustParseAddr("172.16.101.10"), 3}}; !reflect.DeepEqual(ns.Sources, w) || len(ns.Busiest) != 0 {
+	if w := []Source{{"red", netip.MustParseAddr("172.16.101.10"), 3}}; !reflect.DeepEqual(ns.Sources, w) || len(ns.Busiest) != 0 {
 		t.Errorf("sources: %+v, busiest %+v", ns.Sources, ns.Busiest)
 	}
 	if own := s.in(t, ""); own.Drops["unknown_peer"] != 3 {
@@ -203,7 +203,7 @@ func TestPortsRunOut(t *testing.T) {
 
 func TestOwnerOnAFunctionHost(t *testing.T) {
 	prefix := netip.MustParsePrefix
-	o := owners("", []Place{
+	o := Owners("", []Place{
 		{Attachment: "red", Pods: []Pair{{prefix("10.244.1.5/32"), prefix("172.16.101.0/24")}}},
 		{Attachment: "blue", Pods: []Pair{{prefix("10.244.1.6/32"), prefix("172.16.101.0/24")}, {prefix("10.244.1.0/24"), prefix("172.16.102.0/24")}}},
 		{Attachment: "narrow", Pods: []Pair{{prefix("10.244.1.6/32"), prefix("172.16.101.5/32")}}},
@@ -220,7 +220,7 @@ func TestOwnerOnAFunctionHost(t *testing.T) {
 		{"[fd00::1]:1", "[fd00::2]:80", ""},
 	} {
 		e := flow(tc.src, tc.src, tc.dst)
-		if got, ok := o.of(&e); got != tc.want || ok != (tc.want != "") {
+		if got, ok := o.Of(&e); got != tc.want || ok != (tc.want != "") {
 			t.Errorf("%s to %s is %q's (%v), want %q's", tc.src, tc.dst, got, ok, tc.want)
 		}
 	}

@@ -1,24 +1,28 @@
 package meter
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vpcproxy/vpcproxy/internal/conntrack"
 )
 
-// ownership tells which attachment a flow belongs to. In a namespace of its own
+// Ownership tells which attachment a flow belongs to. In a namespace of its own
 // all flows are the attachment's; in the agent's own it is for the source and
 // the destination to say, as it is for steering.
-type ownership struct {
+type Ownership struct {
 	only    string
 	pairs   map[Pair]string
 	lengths []Pair // the lengths that pairs have, longest first; addresses are void
 	any     map[netip.Prefix]string
 }
 
-func owners(netns string, places []Place) *ownership {
-	o := &ownership{pairs: map[Pair]string{}, any: map[netip.Prefix]string{}}
+// Owners returns the ownership of the flows in one namespace.
+func Owners(netns string, places []Place) *Ownership {
+	o := &Ownership{pairs: map[Pair]string{}, any: map[netip.Prefix]string{}}
 	for _, p := range places {
 		switch {
 		case p.Netns != netns:
@@ -57,7 +61,8 @@ func lengths(p Pair) Pair {
 	return Pair{Src: zero(p.Src), Dst: zero(p.Dst)}
 }
 
-func (o *ownership) of(e *conntrack.Entry) (string, bool) {
+// Of returns the attachment of a flow; false if it is none's.
+func (o *Ownership) Of(e *conntrack.Entry) (string, bool) {
 	if o.only != "" {
 		return o.only, true
 	}
@@ -84,4 +89,15 @@ func (o *ownership) of(e *conntrack.Entry) (string, bool) {
 		}
 	}
 	return owner, best >= 0
+}
+
+// ProtocolName returns tcp, udp, or an IP protocol number as text.
+func ProtocolName(p uint8) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	}
+	return fmt.Sprint(p)
 }

@@ -2,7 +2,6 @@ package meter
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,6 +23,7 @@ const (
 
 // route is what one port can be used once for.
 type route struct {
+	attachment  string // each has a namespace, or a conntrack zone, of its own
 	source, dst [16]byte
 	port        uint16
 	proto       uint8
@@ -32,8 +32,8 @@ type route struct {
 // usage counts the ports that are used.
 type usage map[route]int
 
-func (u usage) add(e *conntrack.Entry) {
-	u[route{source: e.Reply.Dst, dst: e.Reply.Src, port: e.Reply.SrcPort, proto: e.Reply.Proto}]++
+func (u usage) add(attachment string, e *conntrack.Entry) {
+	u[route{attachment: attachment, source: e.Reply.Dst, dst: e.Reply.Src, port: e.Reply.SrcPort, proto: e.Reply.Proto}]++
 }
 
 // trend is how a destination's use changes.
@@ -47,29 +47,33 @@ type trend struct {
 type growth map[string]map[route]trend
 
 func (u usage) sum(netns string, now time.Time, before, grown growth) ([]Source, []Destination) {
-	bySource := map[netip.Addr]int{}
+	bySource := map[Source]int{}
 	var top []route
 	for r, n := range u {
-		bySource[netip.AddrFrom16(r.source).Unmap()] += n
+		bySource[Source{Attachment: r.attachment, Addr: netip.AddrFrom16(r.source).Unmap()}] += n
 		if n >= worthTelling {
 			top = append(top, r)
 		}
 	}
 	slices.SortFunc(top, func(a, b route) int {
-		return cmp.Or(cmp.Compare(u[b], u[a]), slices.Compare(a.dst[:], b.dst[:]), cmp.Compare(a.port, b.port))
+		return cmp.Or(cmp.Compare(u[b], u[a]), cmp.Compare(a.attachment, b.attachment), slices.Compare(a.dst[:], b.dst[:]), cmp.Compare(a.port, b.port))
 	})
 	top = top[:min(len(top), busiest)]
 	var sources []Source
-	for _, a := range slices.SortedFunc(maps.Keys(bySource), netip.Addr.Compare) {
-		sources = append(sources, Source{Addr: a, Connections: bySource[a]})
+	for s, n := range bySource {
+		s.Connections = n
+		sources = append(sources, s)
 	}
+	slices.SortFunc(sources, func(a, b Source) int {
+		return cmp.Or(cmp.Compare(a.Attachment, b.Attachment), a.Addr.Compare(b.Addr))
+	})
 	grown[netns] = map[route]trend{}
 	destinations := make([]Destination, 0, len(top))
 	for _, r := range top {
 		t := before[netns][r].next(now, u[r])
 		grown[netns][r] = t
 		destinations = append(destinations, Destination{
-			Source: netip.AddrFrom16(r.source).Unmap(), Protocol: r.proto,
+			Attachment: r.attachment, Source: netip.AddrFrom16(r.source).Unmap(), Protocol: r.proto,
 			Addr:  netip.AddrPortFrom(netip.AddrFrom16(r.dst).Unmap(), r.port),
 			Ports: u[r], Exhausted: t.exhausted(),
 		})

@@ -111,17 +111,17 @@ func (m *Meter) list(ctx context.Context, ns *Namespace, places []Place, grown g
 	if err != nil {
 		return err
 	}
-	owner := owners(ns.Netns, places)
+	owner := Owners(ns.Netns, places)
 	used := usage{}
 	ns.connections = map[string]int{}
 	err = t.Dump(ctx, 0, func(e *conntrack.Entry) {
-		name, ok := owner.of(e)
+		name, ok := owner.Of(e)
 		if !ok {
 			return
 		}
 		ns.connections[name]++
 		if e.HasPorts() && e.Translated() {
-			used.add(e)
+			used.add(name, e)
 		}
 	})
 	ns.Sources, ns.Busiest = used.sum(ns.Netns, m.now(), m.growth, grown)

@@ -193,6 +193,9 @@ type Options struct {
 	// Own is the path of the namespace that "" means; "" is the calling
 	// thread's.
 	Own string
+	// FlowEvents has AssuredEventsOnly let flows tell of their beginning and
+	// their end, too.
+	FlowEvents bool
 	// Senders, if not nil, learns the sockets whose changes are no news.
 	Senders *Senders
 }

@@ -35,6 +35,7 @@ func (b *builder) function(attachments []*intent.Attachment) {
 			mtu = m
 		}
 	}
+	b.accounting("")
 	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/ip_forward"}] = desired.Sysctl{Value: "1"}
 	b.announceHost()
 	if tunnel.IsValid() {

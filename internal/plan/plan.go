@@ -84,6 +84,8 @@ type Config struct {
 	// IdleSeconds is how long a flow is silent before it may move to a group
 	// that has joined; 0 is DefaultIdleSeconds.
 	IdleSeconds uint32
+	// Accounting has the kernel count the bytes of each connection.
+	Accounting bool
 	// ZoneBase is added to an attachment's slot to give its conntrack zone.
 	ZoneBase uint16
 }
@@ -280,6 +282,13 @@ func (b *builder) hosts(a *intent.Attachment) []*intent.Node {
 	return slices.DeleteFunc(slices.Clone(b.set.Nodes), func(n *intent.Node) bool {
 		return !a.Uses(n) || n == b.self
 	})
+}
+
+// accounting has the connections of a namespace counted, if they are to be.
+func (b *builder) accounting(netns string) {
+	if b.cfg.Accounting {
+		b.state.Sysctls[desired.SysctlKey{Netns: netns, Name: "net/netfilter/nf_conntrack_acct"}] = desired.Sysctl{Value: "1"}
+	}
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

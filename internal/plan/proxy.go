@@ -33,6 +33,7 @@ func (b *builder) serve(a *intent.Attachment) {
 		return
 	}
 	b.state.Namespaces[netns] = desired.Namespace{}
+	b.accounting(netns)
 	link := b.tunnelLink(netns, a, b.outer(g), key, keyed)
 	b.state.Addresses[desired.AddressKey{Netns: netns, Link: link.Name, Prefix: host(g.Tunnel())}] = desired.Address{}
 	b.hostsSide(a, link, b.outer(g), key, keyed)

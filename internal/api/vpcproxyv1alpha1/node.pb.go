@@ -11,6 +11,7 @@ package vpcproxyv1alpha1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -23,6 +24,218 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type WhoisRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // with port: a source, before or after translation
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`           // absent: what lives now, as the kernel has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoisRequest) Reset() {
+	*x = WhoisRequest{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoisRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoisRequest) ProtoMessage() {}
+
+func (x *WhoisRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoisRequest.ProtoReflect.Descriptor instead.
+func (*WhoisRequest) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *WhoisRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *WhoisRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type WhoisResponse struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Node          string                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Connections   []*TranslatedConnection `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"` // at most 1,000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoisResponse) Reset() {
+	*x = WhoisResponse{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoisResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoisResponse) ProtoMessage() {}
+
+func (x *WhoisResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoisResponse.ProtoReflect.Descriptor instead.
+func (*WhoisResponse) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WhoisResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *WhoisResponse) GetConnections() []*TranslatedConnection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+type TranslatedConnection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attachment    string                 `protobuf:"bytes,1,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"` // tcp, udp, or a number
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`     // of the opener, before translation
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	Translated    string                 `protobuf:"bytes,5,opt,name=translated,proto3" json:"translated,omitempty"`              // the source after translation
+	Started       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`                    // absent: not logged
+	Ended         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=ended,proto3" json:"ended,omitempty"`                        // absent: it lives
+	OutBytes      uint64                 `protobuf:"varint,8,opt,name=out_bytes,json=outBytes,proto3" json:"out_bytes,omitempty"` // from the opener; of living ones only if they are counted
+	InBytes       uint64                 `protobuf:"varint,9,opt,name=in_bytes,json=inBytes,proto3" json:"in_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TranslatedConnection) Reset() {
+	*x = TranslatedConnection{}
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TranslatedConnection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TranslatedConnection) ProtoMessage() {}
+
+func (x *TranslatedConnection) ProtoReflect() protoreflect.Message {
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TranslatedConnection.ProtoReflect.Descriptor instead.
+func (*TranslatedConnection) Descriptor() ([]byte, []int) {
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TranslatedConnection) GetAttachment() string {
+	if x != nil {
+		return x.Attachment
+	}
+	return ""
+}
+
+func (x *TranslatedConnection) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *TranslatedConnection) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *TranslatedConnection) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *TranslatedConnection) GetTranslated() string {
+	if x != nil {
+		return x.Translated
+	}
+	return ""
+}
+
+func (x *TranslatedConnection) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *TranslatedConnection) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *TranslatedConnection) GetOutBytes() uint64 {
+	if x != nil {
+		return x.OutBytes
+	}
+	return 0
+}
+
+func (x *TranslatedConnection) GetInBytes() uint64 {
+	if x != nil {
+		return x.InBytes
+	}
+	return 0
+}
+
 type YieldRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -32,7 +245,7 @@ type YieldRequest struct {
 
 func (x *YieldRequest) Reset() {
 	*x = YieldRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +257,7 @@ func (x *YieldRequest) String() string {
 func (*YieldRequest) ProtoMessage() {}
 
 func (x *YieldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[0]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +270,7 @@ func (x *YieldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use YieldRequest.ProtoReflect.Descriptor instead.
 func (*YieldRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{0}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *YieldRequest) GetGroup() string {
@@ -75,7 +288,7 @@ type YieldResponse struct {
 
 func (x *YieldResponse) Reset() {
 	*x = YieldResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -87,7 +300,7 @@ func (x *YieldResponse) String() string {
 func (*YieldResponse) ProtoMessage() {}
 
 func (x *YieldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[1]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -100,7 +313,7 @@ func (x *YieldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use YieldResponse.ProtoReflect.Descriptor instead.
 func (*YieldResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{1}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{4}
 }
 
 type NodeStatusRequest struct {
@@ -111,7 +324,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -123,7 +336,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[2]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -136,7 +349,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{2}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{5}
 }
 
 type NodeStatusResponse struct {
@@ -150,7 +363,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -162,7 +375,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[3]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -175,7 +388,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{3}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeStatusResponse) GetReport() *NodeReport {
@@ -215,7 +428,7 @@ type KindStatus struct {
 
 func (x *KindStatus) Reset() {
 	*x = KindStatus{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +440,7 @@ func (x *KindStatus) String() string {
 func (*KindStatus) ProtoMessage() {}
 
 func (x *KindStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[4]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,7 +453,7 @@ func (x *KindStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KindStatus.ProtoReflect.Descriptor instead.
 func (*KindStatus) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{4}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *KindStatus) GetKind() string {
@@ -300,7 +513,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +525,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[5]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +538,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{5}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{8}
 }
 
 type PlanResponse struct {
@@ -338,7 +551,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -350,7 +563,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[6]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -363,7 +576,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{6}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PlanResponse) GetChanges() []*PlannedChange {
@@ -393,7 +606,7 @@ type PlannedChange struct {
 
 func (x *PlannedChange) Reset() {
 	*x = PlannedChange{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +618,7 @@ func (x *PlannedChange) String() string {
 func (*PlannedChange) ProtoMessage() {}
 
 func (x *PlannedChange) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +631,7 @@ func (x *PlannedChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlannedChange.ProtoReflect.Descriptor instead.
 func (*PlannedChange) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{7}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PlannedChange) GetKind() string {
@@ -464,7 +677,7 @@ type ResyncRequest struct {
 
 func (x *ResyncRequest) Reset() {
 	*x = ResyncRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +689,7 @@ func (x *ResyncRequest) String() string {
 func (*ResyncRequest) ProtoMessage() {}
 
 func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[8]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +702,7 @@ func (x *ResyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncRequest.ProtoReflect.Descriptor instead.
 func (*ResyncRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{8}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{11}
 }
 
 type ResyncResponse struct {
@@ -502,7 +715,7 @@ type ResyncResponse struct {
 
 func (x *ResyncResponse) Reset() {
 	*x = ResyncResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +727,7 @@ func (x *ResyncResponse) String() string {
 func (*ResyncResponse) ProtoMessage() {}
 
 func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[9]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +740,7 @@ func (x *ResyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncResponse.ProtoReflect.Descriptor instead.
 func (*ResyncResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{9}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResyncResponse) GetChanged() int32 {
@@ -554,7 +767,7 @@ type BGPRequest struct {
 
 func (x *BGPRequest) Reset() {
 	*x = BGPRequest{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +779,7 @@ func (x *BGPRequest) String() string {
 func (*BGPRequest) ProtoMessage() {}
 
 func (x *BGPRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[10]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +792,7 @@ func (x *BGPRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPRequest.ProtoReflect.Descriptor instead.
 func (*BGPRequest) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{10}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BGPRequest) GetPrefix() string {
@@ -610,7 +823,7 @@ type BGPResponse struct {
 
 func (x *BGPResponse) Reset() {
 	*x = BGPResponse{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +835,7 @@ func (x *BGPResponse) String() string {
 func (*BGPResponse) ProtoMessage() {}
 
 func (x *BGPResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[11]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +848,7 @@ func (x *BGPResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPResponse.ProtoReflect.Descriptor instead.
 func (*BGPResponse) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{11}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *BGPResponse) GetMode() string {
@@ -698,7 +911,7 @@ type BGPPeer struct {
 
 func (x *BGPPeer) Reset() {
 	*x = BGPPeer{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +923,7 @@ func (x *BGPPeer) String() string {
 func (*BGPPeer) ProtoMessage() {}
 
 func (x *BGPPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[12]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +936,7 @@ func (x *BGPPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPPeer.ProtoReflect.Descriptor instead.
 func (*BGPPeer) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{12}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BGPPeer) GetAddress() string {
@@ -810,7 +1023,7 @@ type BGPPath struct {
 
 func (x *BGPPath) Reset() {
 	*x = BGPPath{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1035,7 @@ func (x *BGPPath) String() string {
 func (*BGPPath) ProtoMessage() {}
 
 func (x *BGPPath) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[13]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1048,7 @@ func (x *BGPPath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPPath.ProtoReflect.Descriptor instead.
 func (*BGPPath) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{13}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BGPPath) GetPrefix() string {
@@ -900,7 +1113,7 @@ type BGPRoute struct {
 
 func (x *BGPRoute) Reset() {
 	*x = BGPRoute{}
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1125,7 @@ func (x *BGPRoute) String() string {
 func (*BGPRoute) ProtoMessage() {}
 
 func (x *BGPRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[14]
+	mi := &file_vpcproxy_v1alpha1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1138,7 @@ func (x *BGPRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BGPRoute.ProtoReflect.Descriptor instead.
 func (*BGPRoute) Descriptor() ([]byte, []int) {
-	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{14}
+	return file_vpcproxy_v1alpha1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *BGPRoute) GetPath() *BGPPath {
@@ -1016,7 +1229,27 @@ var File_vpcproxy_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvpcproxy/v1alpha1/node.proto\x12\x11vpcproxy.v1alpha1\x1a\x1fvpcproxy/v1alpha1/control.proto\x1a vpcproxy/v1alpha1/diagnose.proto\"$\n" +
+	"\x1cvpcproxy/v1alpha1/node.proto\x12\x11vpcproxy.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvpcproxy/v1alpha1/control.proto\x1a vpcproxy/v1alpha1/diagnose.proto\"T\n" +
+	"\fWhoisRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"n\n" +
+	"\rWhoisResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12I\n" +
+	"\vconnections\x18\x02 \x03(\v2'.vpcproxy.v1alpha1.TranslatedConnectionR\vconnections\"\xba\x02\n" +
+	"\x14TranslatedConnection\x12\x1e\n" +
+	"\n" +
+	"attachment\x18\x01 \x01(\tR\n" +
+	"attachment\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x1e\n" +
+	"\n" +
+	"translated\x18\x05 \x01(\tR\n" +
+	"translated\x124\n" +
+	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
+	"\x05ended\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x1b\n" +
+	"\tout_bytes\x18\b \x01(\x04R\boutBytes\x12\x19\n" +
+	"\bin_bytes\x18\t \x01(\x04R\ainBytes\"$\n" +
 	"\fYieldRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\"\x0f\n" +
 	"\rYieldResponse\"\x13\n" +
@@ -1102,7 +1335,7 @@ const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\x04host\x18\v \x01(\tR\x04host\x12\x1e\n" +
 	"\n" +
 	"preference\x18\f \x01(\rR\n" +
-	"preference2\xdd\x04\n" +
+	"preference2\xae\x05\n" +
 	"\vNodeService\x12^\n" +
 	"\n" +
 	"NodeStatus\x12$.vpcproxy.v1alpha1.NodeStatusRequest\x1a%.vpcproxy.v1alpha1.NodeStatusResponse\"\x03\x90\x02\x01\x12L\n" +
@@ -1111,7 +1344,8 @@ const file_vpcproxy_v1alpha1_node_proto_rawDesc = "" +
 	"\x0eConfirmRemoval\x12(.vpcproxy.v1alpha1.ConfirmRemovalRequest\x1a).vpcproxy.v1alpha1.ConfirmRemovalResponse\x12J\n" +
 	"\x05Yield\x12\x1f.vpcproxy.v1alpha1.YieldRequest\x1a .vpcproxy.v1alpha1.YieldResponse\x12I\n" +
 	"\x03BGP\x12\x1d.vpcproxy.v1alpha1.BGPRequest\x1a\x1e.vpcproxy.v1alpha1.BGPResponse\"\x03\x90\x02\x01\x12S\n" +
-	"\bDiagnose\x12\".vpcproxy.v1alpha1.DiagnoseRequest\x1a#.vpcproxy.v1alpha1.DiagnoseResponseB<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
+	"\bDiagnose\x12\".vpcproxy.v1alpha1.DiagnoseRequest\x1a#.vpcproxy.v1alpha1.DiagnoseResponse\x12O\n" +
+	"\x05Whois\x12\x1f.vpcproxy.v1alpha1.WhoisRequest\x1a .vpcproxy.v1alpha1.WhoisResponse\"\x03\x90\x02\x01B<Z:github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1b\x06proto3"
 
 var (
 	file_vpcproxy_v1alpha1_node_proto_rawDescOnce sync.Once
@@ -1125,58 +1359,68 @@ func file_vpcproxy_v1alpha1_node_proto_rawDescGZIP() []byte {
 	return file_vpcproxy_v1alpha1_node_proto_rawDescData
 }
 
-var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_vpcproxy_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_vpcproxy_v1alpha1_node_proto_goTypes = []any{
-	(*YieldRequest)(nil),           // 0: vpcproxy.v1alpha1.YieldRequest
-	(*YieldResponse)(nil),          // 1: vpcproxy.v1alpha1.YieldResponse
-	(*NodeStatusRequest)(nil),      // 2: vpcproxy.v1alpha1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),     // 3: vpcproxy.v1alpha1.NodeStatusResponse
-	(*KindStatus)(nil),             // 4: vpcproxy.v1alpha1.KindStatus
-	(*PlanRequest)(nil),            // 5: vpcproxy.v1alpha1.PlanRequest
-	(*PlanResponse)(nil),           // 6: vpcproxy.v1alpha1.PlanResponse
-	(*PlannedChange)(nil),          // 7: vpcproxy.v1alpha1.PlannedChange
-	(*ResyncRequest)(nil),          // 8: vpcproxy.v1alpha1.ResyncRequest
-	(*ResyncResponse)(nil),         // 9: vpcproxy.v1alpha1.ResyncResponse
-	(*BGPRequest)(nil),             // 10: vpcproxy.v1alpha1.BGPRequest
-	(*BGPResponse)(nil),            // 11: vpcproxy.v1alpha1.BGPResponse
-	(*BGPPeer)(nil),                // 12: vpcproxy.v1alpha1.BGPPeer
-	(*BGPPath)(nil),                // 13: vpcproxy.v1alpha1.BGPPath
-	(*BGPRoute)(nil),               // 14: vpcproxy.v1alpha1.BGPRoute
-	nil,                            // 15: vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
-	(*NodeReport)(nil),             // 16: vpcproxy.v1alpha1.NodeReport
-	(*ConfirmRemovalRequest)(nil),  // 17: vpcproxy.v1alpha1.ConfirmRemovalRequest
-	(*DiagnoseRequest)(nil),        // 18: vpcproxy.v1alpha1.DiagnoseRequest
-	(*ConfirmRemovalResponse)(nil), // 19: vpcproxy.v1alpha1.ConfirmRemovalResponse
-	(*DiagnoseResponse)(nil),       // 20: vpcproxy.v1alpha1.DiagnoseResponse
+	(*WhoisRequest)(nil),           // 0: vpcproxy.v1alpha1.WhoisRequest
+	(*WhoisResponse)(nil),          // 1: vpcproxy.v1alpha1.WhoisResponse
+	(*TranslatedConnection)(nil),   // 2: vpcproxy.v1alpha1.TranslatedConnection
+	(*YieldRequest)(nil),           // 3: vpcproxy.v1alpha1.YieldRequest
+	(*YieldResponse)(nil),          // 4: vpcproxy.v1alpha1.YieldResponse
+	(*NodeStatusRequest)(nil),      // 5: vpcproxy.v1alpha1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),     // 6: vpcproxy.v1alpha1.NodeStatusResponse
+	(*KindStatus)(nil),             // 7: vpcproxy.v1alpha1.KindStatus
+	(*PlanRequest)(nil),            // 8: vpcproxy.v1alpha1.PlanRequest
+	(*PlanResponse)(nil),           // 9: vpcproxy.v1alpha1.PlanResponse
+	(*PlannedChange)(nil),          // 10: vpcproxy.v1alpha1.PlannedChange
+	(*ResyncRequest)(nil),          // 11: vpcproxy.v1alpha1.ResyncRequest
+	(*ResyncResponse)(nil),         // 12: vpcproxy.v1alpha1.ResyncResponse
+	(*BGPRequest)(nil),             // 13: vpcproxy.v1alpha1.BGPRequest
+	(*BGPResponse)(nil),            // 14: vpcproxy.v1alpha1.BGPResponse
+	(*BGPPeer)(nil),                // 15: vpcproxy.v1alpha1.BGPPeer
+	(*BGPPath)(nil),                // 16: vpcproxy.v1alpha1.BGPPath
+	(*BGPRoute)(nil),               // 17: vpcproxy.v1alpha1.BGPRoute
+	nil,                            // 18: vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
+	(*timestamppb.Timestamp)(nil),  // 19: google.protobuf.Timestamp
+	(*NodeReport)(nil),             // 20: vpcproxy.v1alpha1.NodeReport
+	(*ConfirmRemovalRequest)(nil),  // 21: vpcproxy.v1alpha1.ConfirmRemovalRequest
+	(*DiagnoseRequest)(nil),        // 22: vpcproxy.v1alpha1.DiagnoseRequest
+	(*ConfirmRemovalResponse)(nil), // 23: vpcproxy.v1alpha1.ConfirmRemovalResponse
+	(*DiagnoseResponse)(nil),       // 24: vpcproxy.v1alpha1.DiagnoseResponse
 }
 var file_vpcproxy_v1alpha1_node_proto_depIdxs = []int32{
-	16, // 0: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
-	4,  // 1: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
-	7,  // 2: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
-	12, // 3: vpcproxy.v1alpha1.BGPResponse.peers:type_name -> vpcproxy.v1alpha1.BGPPeer
-	13, // 4: vpcproxy.v1alpha1.BGPResponse.announced:type_name -> vpcproxy.v1alpha1.BGPPath
-	14, // 5: vpcproxy.v1alpha1.BGPResponse.received:type_name -> vpcproxy.v1alpha1.BGPRoute
-	15, // 6: vpcproxy.v1alpha1.BGPPeer.received:type_name -> vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
-	13, // 7: vpcproxy.v1alpha1.BGPRoute.path:type_name -> vpcproxy.v1alpha1.BGPPath
-	2,  // 8: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
-	5,  // 9: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
-	8,  // 10: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
-	17, // 11: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
-	0,  // 12: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
-	10, // 13: vpcproxy.v1alpha1.NodeService.BGP:input_type -> vpcproxy.v1alpha1.BGPRequest
-	18, // 14: vpcproxy.v1alpha1.NodeService.Diagnose:input_type -> vpcproxy.v1alpha1.DiagnoseRequest
-	3,  // 15: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
-	6,  // 16: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
-	9,  // 17: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
-	19, // 18: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
-	1,  // 19: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
-	11, // 20: vpcproxy.v1alpha1.NodeService.BGP:output_type -> vpcproxy.v1alpha1.BGPResponse
-	20, // 21: vpcproxy.v1alpha1.NodeService.Diagnose:output_type -> vpcproxy.v1alpha1.DiagnoseResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	19, // 0: vpcproxy.v1alpha1.WhoisRequest.at:type_name -> google.protobuf.Timestamp
+	2,  // 1: vpcproxy.v1alpha1.WhoisResponse.connections:type_name -> vpcproxy.v1alpha1.TranslatedConnection
+	19, // 2: vpcproxy.v1alpha1.TranslatedConnection.started:type_name -> google.protobuf.Timestamp
+	19, // 3: vpcproxy.v1alpha1.TranslatedConnection.ended:type_name -> google.protobuf.Timestamp
+	20, // 4: vpcproxy.v1alpha1.NodeStatusResponse.report:type_name -> vpcproxy.v1alpha1.NodeReport
+	7,  // 5: vpcproxy.v1alpha1.NodeStatusResponse.kinds:type_name -> vpcproxy.v1alpha1.KindStatus
+	10, // 6: vpcproxy.v1alpha1.PlanResponse.changes:type_name -> vpcproxy.v1alpha1.PlannedChange
+	15, // 7: vpcproxy.v1alpha1.BGPResponse.peers:type_name -> vpcproxy.v1alpha1.BGPPeer
+	16, // 8: vpcproxy.v1alpha1.BGPResponse.announced:type_name -> vpcproxy.v1alpha1.BGPPath
+	17, // 9: vpcproxy.v1alpha1.BGPResponse.received:type_name -> vpcproxy.v1alpha1.BGPRoute
+	18, // 10: vpcproxy.v1alpha1.BGPPeer.received:type_name -> vpcproxy.v1alpha1.BGPPeer.ReceivedEntry
+	16, // 11: vpcproxy.v1alpha1.BGPRoute.path:type_name -> vpcproxy.v1alpha1.BGPPath
+	5,  // 12: vpcproxy.v1alpha1.NodeService.NodeStatus:input_type -> vpcproxy.v1alpha1.NodeStatusRequest
+	8,  // 13: vpcproxy.v1alpha1.NodeService.Plan:input_type -> vpcproxy.v1alpha1.PlanRequest
+	11, // 14: vpcproxy.v1alpha1.NodeService.Resync:input_type -> vpcproxy.v1alpha1.ResyncRequest
+	21, // 15: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:input_type -> vpcproxy.v1alpha1.ConfirmRemovalRequest
+	3,  // 16: vpcproxy.v1alpha1.NodeService.Yield:input_type -> vpcproxy.v1alpha1.YieldRequest
+	13, // 17: vpcproxy.v1alpha1.NodeService.BGP:input_type -> vpcproxy.v1alpha1.BGPRequest
+	22, // 18: vpcproxy.v1alpha1.NodeService.Diagnose:input_type -> vpcproxy.v1alpha1.DiagnoseRequest
+	0,  // 19: vpcproxy.v1alpha1.NodeService.Whois:input_type -> vpcproxy.v1alpha1.WhoisRequest
+	6,  // 20: vpcproxy.v1alpha1.NodeService.NodeStatus:output_type -> vpcproxy.v1alpha1.NodeStatusResponse
+	9,  // 21: vpcproxy.v1alpha1.NodeService.Plan:output_type -> vpcproxy.v1alpha1.PlanResponse
+	12, // 22: vpcproxy.v1alpha1.NodeService.Resync:output_type -> vpcproxy.v1alpha1.ResyncResponse
+	23, // 23: vpcproxy.v1alpha1.NodeService.ConfirmRemoval:output_type -> vpcproxy.v1alpha1.ConfirmRemovalResponse
+	4,  // 24: vpcproxy.v1alpha1.NodeService.Yield:output_type -> vpcproxy.v1alpha1.YieldResponse
+	14, // 25: vpcproxy.v1alpha1.NodeService.BGP:output_type -> vpcproxy.v1alpha1.BGPResponse
+	24, // 26: vpcproxy.v1alpha1.NodeService.Diagnose:output_type -> vpcproxy.v1alpha1.DiagnoseResponse
+	1,  // 27: vpcproxy.v1alpha1.NodeService.Whois:output_type -> vpcproxy.v1alpha1.WhoisResponse
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_vpcproxy_v1alpha1_node_proto_init() }
@@ -1192,7 +1436,7 @@ func file_vpcproxy_v1alpha1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vpcproxy_v1alpha1_node_proto_rawDesc), len(file_vpcproxy_v1alpha1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -50,6 +50,8 @@ const (
 	NodeServiceBGPProcedure = "/vpcproxy.v1alpha1.NodeService/BGP"
 	// NodeServiceDiagnoseProcedure is the fully-qualified name of the NodeService's Diagnose RPC.
 	NodeServiceDiagnoseProcedure = "/vpcproxy.v1alpha1.NodeService/Diagnose"
+	// NodeServiceWhoisProcedure is the fully-qualified name of the NodeService's Whois RPC.
+	NodeServiceWhoisProcedure = "/vpcproxy.v1alpha1.NodeService/Whois"
 )
 
 // NodeServiceClient is a client for the vpcproxy.v1alpha1.NodeService service.
@@ -72,6 +74,9 @@ type NodeServiceClient interface {
 	// Diagnose looks at what the node's kernel, its packet filters and the ways
 	// to its peers are like. It changes nothing that lasts.
 	Diagnose(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error)
+	// Whois tells whose connection an address and port is, or was.
+	// FAILED_PRECONDITION if a time is asked for and the node keeps no NAT log.
+	Whois(context.Context, *connect.Request[vpcproxyv1alpha1.WhoisRequest]) (*connect.Response[vpcproxyv1alpha1.WhoisResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the vpcproxy.v1alpha1.NodeService service. By
@@ -130,6 +135,13 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Diagnose")),
 			connect.WithClientOptions(opts...),
 		),
+		whois: connect.NewClient[vpcproxyv1alpha1.WhoisRequest, vpcproxyv1alpha1.WhoisResponse](
+			httpClient,
+			baseURL+NodeServiceWhoisProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Whois")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -142,6 +154,7 @@ type nodeServiceClient struct {
 	yield          *connect.Client[vpcproxyv1alpha1.YieldRequest, vpcproxyv1alpha1.YieldResponse]
 	bGP            *connect.Client[vpcproxyv1alpha1.BGPRequest, vpcproxyv1alpha1.BGPResponse]
 	diagnose       *connect.Client[vpcproxyv1alpha1.DiagnoseRequest, vpcproxyv1alpha1.DiagnoseResponse]
+	whois          *connect.Client[vpcproxyv1alpha1.WhoisRequest, vpcproxyv1alpha1.WhoisResponse]
 }
 
 // NodeStatus calls vpcproxy.v1alpha1.NodeService.NodeStatus.
@@ -179,6 +192,11 @@ func (c *nodeServiceClient) Diagnose(ctx context.Context, req *connect.Request[v
 	return c.diagnose.CallUnary(ctx, req)
 }
 
+// Whois calls vpcproxy.v1alpha1.NodeService.Whois.
+func (c *nodeServiceClient) Whois(ctx context.Context, req *connect.Request[vpcproxyv1alpha1.WhoisRequest]) (*connect.Response[vpcproxyv1alpha1.WhoisResponse], error) {
+	return c.whois.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the vpcproxy.v1alpha1.NodeService service.
 type NodeServiceHandler interface {
 	NodeStatus(context.Context, *connect.Request[vpcproxyv1alpha1.NodeStatusRequest]) (*connect.Response[vpcproxyv1alpha1.NodeStatusResponse], error)
@@ -199,6 +217,9 @@ type NodeServiceHandler interface {
 	// Diagnose looks at what the node's kernel, its packet filters and the ways
 	// to its peers are like. It changes nothing that lasts.
 	Diagnose(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error)
+	// Whois tells whose connection an address and port is, or was.
+	// FAILED_PRECONDITION if a time is asked for and the node keeps no NAT log.
+	Whois(context.Context, *connect.Request[vpcproxyv1alpha1.WhoisRequest]) (*connect.Response[vpcproxyv1alpha1.WhoisResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -253,6 +274,13 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Diagnose")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceWhoisHandler := connect.NewUnaryHandler(
+		NodeServiceWhoisProcedure,
+		svc.Whois,
+		connect.WithSchema(nodeServiceMethods.ByName("Whois")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vpcproxy.v1alpha1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceNodeStatusProcedure:
@@ -269,6 +297,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceBGPHandler.ServeHTTP(w, r)
 		case NodeServiceDiagnoseProcedure:
 			nodeServiceDiagnoseHandler.ServeHTTP(w, r)
+		case NodeServiceWhoisProcedure:
+			nodeServiceWhoisHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -304,4 +334,8 @@ func (UnimplementedNodeServiceHandler) BGP(context.Context, *connect.Request[vpc
 
 func (UnimplementedNodeServiceHandler) Diagnose(context.Context, *connect.Request[vpcproxyv1alpha1.DiagnoseRequest]) (*connect.Response[vpcproxyv1alpha1.DiagnoseResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.Diagnose is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Whois(context.Context, *connect.Request[vpcproxyv1alpha1.WhoisRequest]) (*connect.Response[vpcproxyv1alpha1.WhoisResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vpcproxy.v1alpha1.NodeService.Whois is not implemented"))
 }
