@@ -13,7 +13,7 @@ import (
 
 const (
 	// askEvery is how often each TCP connection asks.
-	askEvery = 2 * time.Second
+	askEvery = 5 * time.Second
 	// echoEvery is how often a datagram is sent: the resolution of a stall.
 	echoEvery = 2 * time.Millisecond
 	// settle is the time to replicate before a fault, the same for all.
@@ -87,6 +87,11 @@ func (s *stack) fault(ctx context.Context, crowd *traffic.Crowd, asker *traffic.
 	}
 	defer echo.Stop(0)
 	wait(ctx, settle)
+	if moved, err := s.findActive(ctx); err != nil {
+		return o, err
+	} else if moved {
+		s.progress("the role moved without a fault")
+	}
 	crowd.Forget()
 	echo.Gap()
 	start, from, to := time.Now(), s.active, 1-s.active

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sizes are what flags make smaller for a try.
@@ -57,6 +59,10 @@ func run(ctx context.Context, s sizes) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(files)) }()
+	many := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &many); err != nil {
+		return fmt.Errorf("raise the limit of open files: %w", err)
+	}
 	if err := makeRoom(); err != nil {
 		return err
 	}

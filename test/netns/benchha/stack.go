@@ -122,6 +122,29 @@ func (s *stack) awaitActive(ctx context.Context, i int) error {
 	})
 }
 
+// findActive waits until one proxy alone has the outer HaVip, whichever it is:
+// under load a pair may have changed roles unasked. It tells whether it has.
+func (s *stack) findActive(ctx context.Context) (moved bool, err error) {
+	err = until(ctx, "one proxy to be active alone", func(ctx context.Context) error {
+		var holders []int
+		for i, p := range s.lab.Proxies {
+			out, err := p.Run(ctx, "ip", "-o", "address", "show", "to", outerVip)
+			if err != nil {
+				return err
+			}
+			if strings.Contains(out, outerVip) {
+				holders = append(holders, i)
+			}
+		}
+		if len(holders) != 1 {
+			return fmt.Errorf("%d proxies have the HaVip", len(holders))
+		}
+		moved, s.active = s.active != holders[0], holders[0]
+		return nil
+	})
+	return moved, err
+}
+
 func (s *stack) awaitServed(ctx context.Context) error {
 	return until(ctx, "the pod to be served", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
@@ -159,9 +182,6 @@ func (s *stack) explain(w io.Writer) {
 	for i := range s.daemons {
 		for _, p := range s.daemons[i] {
 			_, _ = fmt.Fprintf(w, "== %s, which has ended: %t\n%s\n", filepath.Base(p.LogPath), !p.Running(), p.Log())
-		}
-		if state, err := s.lab.Proxies[i].Dump(context.Background()); err == nil {
-			_, _ = fmt.Fprintln(w, state)
 		}
 	}
 }

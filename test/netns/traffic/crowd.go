@@ -55,8 +55,13 @@ type CrowdReport struct {
 	Median, Longest time.Duration
 }
 
-// crowdDialers is how many connect at once.
-const crowdDialers = 4
+const (
+	// crowdDialers is how many connect at once.
+	crowdDialers = 4
+	// crowdPace is the time between two connections: a machine with one
+	// processor has more to do than to connect.
+	crowdPace = time.Millisecond
+)
 
 // StartCrowd opens n connections from a client to an address of a server, and
 // has each ask at every interval until Stop.
@@ -87,10 +92,13 @@ func (c *Crowd) dial(ctx context.Context, client *topo.Machine, address string, 
 	var next atomic.Int64
 	var dialing sync.WaitGroup
 	errs := make([]error, crowdDialers)
+	pace := time.NewTicker(crowdPace)
+	defer pace.Stop()
 	for i := range crowdDialers {
 		dialing.Go(func() {
 			errs[i] = client.InNetwork(func() error {
 				for next.Add(1) <= int64(n) {
+					<-pace.C
 					conn, err := new(net.Dialer).DialContext(ctx, "tcp4", address)
 					if err != nil {
 						return err
