@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
@@ -72,8 +74,13 @@ func (s *stack) start(ctx context.Context, replicate bool) error {
 	return s.awaitServed(ctx)
 }
 
+// launch starts a proxy's daemons. Those that must be in time come before the load,
+// with which they share a processor here as they would not elsewhere.
 func (s *stack) launch(i int, replicate bool) (err error) {
 	s.daemons[i], err = s.run(s, i, replicate)
+	for _, p := range s.daemons[i] {
+		err = errors.Join(err, unix.Setpriority(unix.PRIO_PGRP, p.Pid(), -20))
+	}
 	return err
 }
 
