@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
@@ -339,6 +340,26 @@ func TestSplitBrain(t *testing.T) {
 			p.settle(t)
 		})
 	})
+}
+
+// TestMulticastPair elects by multicast, as on a link without a cloud around it.
+func TestMulticastPair(t *testing.T) {
+	p := &pair{world: newWorld(t, pairLayout), interval: 300 * time.Millisecond, spec: []string{"transport: multicast"}}
+	p.begin(t)
+	group := netip.MustParseAddr("224.0.0.18")
+	adverts := p.watch(t, p.Proxies[1].Machine, "eth0", func(packet traffic.Packet) bool {
+		header, _, ok := packet.IPv4()
+		return ok && !packet.Outgoing && header.Protocol == protocolVRRP && header.Destination == group
+	})
+	start := time.Now()
+	if err := p.agents["proxy1"].process.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	p.activeOn(t, 1)
+	p.neverBoth(t, start)
+	if n, _ := adverts.Count(); n == 0 {
+		t.Error("the standby received no advert by multicast")
+	}
 }
 
 // announced tells whether somebody has claimed an address unasked.

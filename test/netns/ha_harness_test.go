@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type pair struct {
 	// outer hears who has the HaVip on the underlay, inner who has red's.
 	outer, inner *traffic.Asker
 	interval     time.Duration // between adverts
+	spec         []string      // lines of the group's spec
 }
 
 // down is how long a silent proxy is waited for: three intervals and the
@@ -79,7 +81,7 @@ spec:
   advertisementInterval: %v
   preemptDelay: 1s
   %s
-`, groupTunnel, outerVip, p.interval, strings.Join(spec, "\n  ")))
+`, groupTunnel, outerVip, p.interval, strings.Join(append(slices.Clone(p.spec), spec...), "\n  ")))
 }
 
 // movable is a manifest with an ENI of each proxy and a HaVip.
