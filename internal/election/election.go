@@ -90,6 +90,8 @@ type Manager struct {
 	wake chan struct{} // buffered, 1
 	tell chan struct{} // buffered, 1: a role has changed
 
+	spaces map[string]bool // Run's: namespaces of the elections
+
 	mu        sync.Mutex
 	wanted    []desired.Election
 	instances map[string]*instance
@@ -151,9 +153,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	tidied := time.Now()
-	for {
+	for hinted := true; ; {
 		m.converge(ctx)
-		m.judge(ctx)
+		m.judge(ctx, hinted)
 		if time.Since(tidied) >= tidyEvery {
 			m.sweep(ctx)
 			tidied = time.Now()
@@ -162,10 +164,12 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-m.wake:
+			hinted = true
 			for _, i := range m.all() {
 				i.set.Look()
 			}
 		case <-look.C:
+			hinted = false
 		}
 	}
 }
@@ -230,6 +234,10 @@ func (m *Manager) converge(ctx context.Context) {
 			m.stop(i, "no longer wanted")
 		}
 	}
+	if maps.Equal(spaces, m.spaces) {
+		return
+	}
+	m.spaces = spaces
 	m.opts.Wire.Retain(spaces)
 	// Listing has the host let go of namespaces that are gone.
 	if _, err := m.opts.Host.Namespaces(ctx); err != nil && ctx.Err() == nil {
@@ -258,10 +266,13 @@ func (m *Manager) ensure(ctx context.Context, e desired.Election) {
 		if e.Link == "" { // the track says so; where the HaVip was it may come back
 			e = onLink(e, i.current().Link)
 		}
-		if err := i.change(ctx, e); err != nil && ctx.Err() == nil {
+		changed, err := i.change(ctx, e)
+		if err != nil && ctx.Err() == nil {
 			m.opts.Log.Error("election not changed", "group", e.Group, "err", err)
 		}
-		kick(m.tell)
+		if changed {
+			kick(m.tell)
+		}
 		return
 	}
 	if index == 0 {

@@ -21,10 +21,13 @@ const (
 	// newcomer is how long an attachment that has just come may be without its
 	// interface: it is being moved, or is on its way to this machine.
 	newcomer = 30 * time.Second
+	// enisEvery is how often interfaces are looked at without a hint.
+	enisEvery = 5 * time.Second
 )
 
-// judge looks at what the elections' tracks are about, and reports it.
-func (m *Manager) judge(ctx context.Context) {
+// judge looks at what the elections' tracks are about, and reports it. hinted says
+// that links may have changed.
+func (m *Manager) judge(ctx context.Context, hinted bool) {
 	health := m.opts.Health()
 	for _, i := range m.all() {
 		e := i.current()
@@ -35,7 +38,10 @@ func (m *Manager) judge(ctx context.Context) {
 		for _, t := range e.Tracks {
 			switch t.Name {
 			case "eni":
-				up[t.Name] = m.enisUp(ctx, i, e)
+				var old bool
+				if up[t.Name], old = i.lastENIs(); hinted || old {
+					up[t.Name] = m.enisUp(ctx, i, e)
+				}
 			case "underlay":
 				up[t.Name] = m.underlayUp(ctx, e)
 			case "sync":
@@ -168,9 +174,17 @@ func (m *Manager) enisUp(ctx context.Context, i *instance, e desired.Election) b
 		}
 	}
 	i.mu.Lock()
-	i.enis = next
+	i.enis, i.enisSeen = next, now
 	i.mu.Unlock()
 	return all
+}
+
+// lastENIs returns what was reported of the interfaces, and whether that is old.
+func (i *instance) lastENIs() (up, old bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	up, known := i.tracks["eni"]
+	return up, !known || time.Since(i.enisSeen) >= enisEvery
 }
 
 // Yield hands a group's active role over and keeps this node from taking it

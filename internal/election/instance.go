@@ -38,6 +38,7 @@ type instance struct {
 	mu       sync.Mutex
 	election desired.Election // in force
 	enis     map[string]sight // by attachment
+	enisSeen time.Time        // when they were looked at
 	outSince time.Time        // of sync; zero: in sync
 	tracks   map[string]bool  // as reported
 	drained  bool             // as posted
@@ -181,22 +182,23 @@ func (i *instance) stop() error {
 	return i.err
 }
 
-// change makes another election of the same identity the one in force.
-func (i *instance) change(ctx context.Context, e desired.Election) error {
+// change makes another election of the same identity the one in force, and tells
+// whether it is another one.
+func (i *instance) change(ctx context.Context, e desired.Election) (changed bool, err error) {
 	before := i.current()
 	if reflect.DeepEqual(before, e) {
-		return nil
+		return false, nil
 	}
 	if c := configOf(e); !reflect.DeepEqual(configOf(before), c) {
 		if err := i.node.Post(ctx, ha.Reconfigure{Config: c}); err != nil {
-			return err
+			return false, err
 		}
 	}
 	i.set.Replace(ctx, addressesOf(e))
 	i.mu.Lock()
 	i.election = e
 	i.mu.Unlock()
-	return nil
+	return true, nil
 }
 
 func (i *instance) group() Group {

@@ -15,7 +15,7 @@ import (
 const (
 	// verifyEvery is how often election and kernel are compared with nobody
 	// asking for it.
-	verifyEvery = 2 * time.Second
+	verifyEvery = 10 * time.Second
 	// askEvery is how often it is asked on the links who answers.
 	askEvery = 10 * time.Second
 	// answerWithin is how long an answer is waited for: ten times what a

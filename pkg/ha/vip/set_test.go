@@ -351,6 +351,7 @@ func TestRunRepairs(t *testing.T) {
 	r := newRig(t, nil)
 	run(t, r)
 	r.put(t, outer, desired.HaVipProtocol)
+	r.set.Look()
 	eventually(t, "removed what lingers", func() bool { return len(r.held(t)) == 0 })
 	if err := r.set.Activate(t.Context()); err != nil {
 		t.Fatal(err)
@@ -361,6 +362,7 @@ func TestRunRepairs(t *testing.T) {
 		t.Fatal(err)
 	}
 	announced := r.wire.count(outer.Addr)
+	r.set.Look()
 	eventually(t, "put back", func() bool { return len(r.held(t)) == 3 })
 	eventually(t, "announced again", func() bool { return r.wire.count(outer.Addr) > announced })
 }
