@@ -89,10 +89,16 @@ func (m *Machine) activeHears(a Advert) {
 func (m *Machine) contested(a Advert) {
 	pause := time.Duration(m.cfg.downAdverts()) * max(a.Interval, m.cfg.Interval)
 	if m.rival != a.From || m.now-m.rivalHeard > pause {
-		m.rival, m.rivalSince = a.From, m.now
+		m.rival, m.rivalSince, m.rivalBeats, m.rivalHeard = a.From, m.now, 0, never
 	}
-	m.rivalHeard = m.now
-	if m.now-m.rivalSince < m.cfg.down(m.Priority(), m.cfg.Interval) || m.cfg.Priority == vrrp.PriorityOwner {
+	// Adverts that were read late, all at once, are one beat: their sender may
+	// have heard since.
+	if m.rivalHeard == never || m.now-m.rivalHeard >= a.Interval*3/4 {
+		m.rivalBeats++
+		m.rivalHeard = m.now
+	}
+	lasted := m.now - m.rivalSince
+	if lasted < m.cfg.down(m.Priority(), m.cfg.Interval) || m.rivalBeats <= m.cfg.downAdverts() || m.cfg.Priority == vrrp.PriorityOwner {
 		return
 	}
 	m.holdUntil = never

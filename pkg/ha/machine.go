@@ -45,7 +45,8 @@ type Machine struct {
 	holdUntil      time.Duration // of Yield; 0: not yielding
 	rival          netip.Addr    // Active: who was last heard with a losing advert
 	rivalSince     time.Duration // when that began
-	rivalHeard     time.Duration
+	rivalHeard     time.Duration // the last one that counted
+	rivalBeats     int           // how many counted
 	down           map[string]bool
 	drained        bool
 	notes          limiter

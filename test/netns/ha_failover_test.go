@@ -17,7 +17,7 @@ import (
 const (
 	// slack is what the lab may add to a time: its processors are shared, and
 	// in some guests emulated.
-	slack = 150 * time.Millisecond
+	slack = 300 * time.Millisecond
 	// detection is 3 × interval + skew at priority 100, and the promised 50 ms.
 	detection = 361*time.Millisecond + 50*time.Millisecond + slack
 	graceful  = 150*time.Millisecond + slack
