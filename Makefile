@@ -101,6 +101,10 @@ packages: ## a deb and an rpm in build/packages
 test-packages: setup ## install, upgrade, remove and purge the packages (as root)
 	@scripts/test-packages
 
+.PHONY: bench-bgp
+bench-bgp: setup build ## BGP: many routes, many hosts, failover by withdrawal
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/benchbgp $(ARGS)
+
 .PHONY: lint
 lint: ## vet, staticcheck, golangci-lint, govulncheck, shellcheck, gofmt
 	@scripts/lint

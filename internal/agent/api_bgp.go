@@ -130,7 +130,7 @@ func bgpRoute(j peering.Judged, best map[string]uint32) *apiv1.BGPRoute {
 		Attachment: j.Attachment, Group: j.Group, Host: j.Host, Preference: j.Preference,
 	}
 	switch {
-	case !out.Accepted:
+	case !out.Accepted, j.Host == "" && j.Attachment == "": // or only reflected
 	case j.Host != "":
 		out.Used = true
 	case j.Preference < best[j.Attachment]:

@@ -101,11 +101,16 @@ func newRouting(ctx context.Context, cfg *config.Config, host kernel.Host, log *
 	if memory.Boot == r.boot {
 		r.table.Restore(memory.Routes)
 	}
+	var families []bgp.Family
+	for _, f := range cfg.BGP.Families {
+		families = append(families, bgp.Family(f))
+	}
 	r.speaker, err = gobgp.New(bgp.Options{
 		ASN: cfg.BGP.ASN, RouterID: local, Local: local, Port: uint16(cfg.BGP.Port),
 		Listen:   cfg.BGP.Mode == config.BGPReflector || cfg.BGP.Mode == config.BGPMesh && cfg.HasRole(intent.RoleProxy),
 		HoldTime: cfg.BGP.HoldTime, GracefulRestart: cfg.BGP.GracefulRestart, Restarted: memory.Boot == r.boot,
 		Password: password, Hops: uint8(cfg.BGP.Hops), MaxPrefixes: cfg.BGP.MaxPrefixes, Announcers: cfg.BGP.Announcers,
+		Reflector: cfg.BGP.Mode == config.BGPReflector, Families: families,
 	}, log)
 	if err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
@@ -147,7 +152,7 @@ func (r *routing) setElected(groups []election.Group) {
 // start has the node go on from what was believed before it was restarted, and
 // returns when paths can be announced. Nobody is spoken with yet.
 func (r *routing) start(ctx context.Context, run func(func(context.Context) error)) {
-	r.refresh(ctx)
+	r.refresh()
 	run(r.speaker.Run)
 	select {
 	case <-ctx.Done():
@@ -184,19 +189,19 @@ func (r *routing) follow(ctx context.Context) error {
 				return nil
 			case <-look.C:
 			}
-			r.lookAgain(ctx, again)
+			r.lookAgain(again)
 		case <-look.C:
-			r.lookAgain(ctx, again)
+			r.lookAgain(again)
 		case <-again.C:
-			r.lookAgain(ctx, again)
+			r.lookAgain(again)
 		case <-save.C:
 			saved = r.save(saved)
 		}
 	}
 }
 
-func (r *routing) lookAgain(ctx context.Context, again *time.Timer) {
-	if next := r.refresh(ctx); !next.IsZero() {
+func (r *routing) lookAgain(again *time.Timer) {
+	if next := r.refresh(); !next.IsZero() {
 		again.Reset(time.Until(next))
 	}
 }
@@ -254,20 +259,17 @@ func (r *routing) meet(ctx context.Context) {
 }
 
 // refresh judges what is heard now. It returns when to look again at the latest.
-func (r *routing) refresh(ctx context.Context) time.Time {
-	peers, err := r.speaker.Status(ctx)
-	if err != nil {
-		return time.Now().Add(time.Second)
+func (r *routing) refresh() time.Time {
+	if r.node == nil {
+		return time.Time{} // a mere reflector believes nothing
 	}
-	routes := r.speaker.Received()
+	routes, sessions := r.speaker.Received(), r.speaker.Sessions()
 	r.mu.Lock()
-	live, judged, again := r.table.Update(time.Now(), routes, peers)
+	live, judged, again := r.table.Update(time.Now(), routes, sessions)
 	r.logRefused(judged)
 	r.judged = judged
 	r.mu.Unlock()
-	if r.node != nil {
-		r.node.SetLive(live)
-	}
+	r.node.SetLive(live)
 	return again
 }
 
@@ -308,6 +310,13 @@ func (r *routing) save(saved []bgp.Route) []bgp.Route {
 // view returns what `vpcproxyctl bgp` shows.
 func (r *routing) view(ctx context.Context) ([]bgp.PeerStatus, []bgp.Path, []peering.Judged, error) {
 	peers, err := r.speaker.Status(ctx)
+	if r.node == nil {
+		var passed []peering.Judged
+		for _, route := range r.speaker.Received() {
+			passed = append(passed, peering.Judged{Route: route})
+		}
+		return peers, r.speaker.Announced(), passed, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return peers, r.speaker.Announced(), r.judged, err

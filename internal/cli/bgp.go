@@ -197,6 +197,8 @@ func bgpState(r *apiv1.BGPRoute) string {
 	switch {
 	case r.GetUsed():
 		state = "used"
+	case r.GetAccepted() && bgpPurpose(r) == "-":
+		state = "reflected"
 	case r.GetAccepted():
 		state = "less preferred"
 	}
@@ -245,6 +247,8 @@ func explain(prefix string, resp *apiv1.BGPResponse) string {
 			fmt.Fprintf(&b, "used: function host %s is there.\n", r.GetHost())
 		case r.GetUsed():
 			fmt.Fprintf(&b, "used for attachment %s: group %s, preference %d, the highest.\n", r.GetAttachment(), r.GetGroup(), r.GetPreference())
+		case r.GetAccepted() && bgpPurpose(r) == "-":
+			b.WriteString("passed on, not judged: this is a mere reflector.\n")
 		case r.GetAccepted():
 			fmt.Fprintf(&b, "not used for attachment %s: group %s has %s.\n", r.GetAttachment(), r.GetGroup(), r.GetDetail())
 		default:

@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,7 @@ type BGP struct {
 	HoldTime        time.Duration
 	GracefulRestart time.Duration
 	PasswordFile    string
+	Families        []string
 	Hops            uint32
 	MaxPrefixes     uint32
 	FlowIdle        time.Duration
@@ -77,6 +79,9 @@ func (c *checker) bgp() {
 	}
 	if b.ASN == 0 {
 		c.fail("bgp.asn", "is 0; give an AS number, the same on every node, such as 65000")
+	}
+	if !slices.Contains(b.Families, "vpnv4") {
+		c.fail("bgp.families", "is without vpnv4, which carries everything")
 	}
 	if b.Port == 0 || b.Port > 65535 {
 		c.fail("bgp.port", "%d is not between 1 and 65535", b.Port)
@@ -125,6 +130,9 @@ func (c *checker) bgpNeighbors() {
 	}
 	if b.Mode == BGPReflector && len(b.Ranges) == 0 {
 		c.fail("bgp.ranges", "is empty, and a reflector accepts nobody else; give the ranges of its clients' addresses")
+	}
+	if b.Mode == BGPReflector && len(b.Announcers) == 0 {
+		c.fail("bgp.announcers", "is empty; give the ranges of the proxies' addresses: a route to an attachment that another node forges would hide the good one")
 	}
 	for key, list := range map[string][]netip.Prefix{"bgp.ranges": b.Ranges, "bgp.announcers": b.Announcers} {
 		if b.Mode != BGPReflector && len(list) > 0 {

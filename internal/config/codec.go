@@ -85,6 +85,10 @@ func texted(field func(*Config) *[]string) codec {
 	return listOf("list", field, plain, self)
 }
 
+func words(field func(*Config) *[]string, allowed ...string) codec {
+	return listOf("list", field, oneOf(allowed...), self)
+}
+
 func oneOf(words ...string) func(string) (string, error) {
 	return func(s string) (string, error) {
 		if !slices.Contains(words, s) {

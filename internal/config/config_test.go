@@ -68,7 +68,7 @@ steering: {markMask: 0xff0000, rulePriority: 100, tableBase: 5000}
 reconcile: {refresh: 1m}
 ha: {sessionListen: "10.0.0.1:7", sessionAge: 2s, keys: /etc/k, authentication: optional, notify: /bin/n, claim: /bin/c}
 zone: zone-a
-bgp: {mode: client, asn: 4200000000, port: 1179, address: 192.168.80.9, reflectors: [192.168.4.9], gracefulRestart: 1m, hops: 2}
+bgp: {mode: client, asn: 4200000000, port: 1179, address: 192.168.80.9, reflectors: [192.168.4.9], gracefulRestart: 1m, hops: 2, families: [vpnv4]}
 log: {level: debug, format: json}
 metrics: {address: "127.0.0.1:9464"}
 `
@@ -93,7 +93,7 @@ func TestFile(t *testing.T) {
 		Zone: "zone-a",
 		BGP: BGP{
 			Mode: "client", ASN: 4200000000, Port: 1179, Address: netip.MustParseAddr("192.168.80.9"), Reflectors: []netip.Addr{netip.MustParseAddr("192.168.4.9")},
-			HoldTime: 9 * time.Second, GracefulRestart: time.Minute, Hops: 2, MaxPrefixes: 100000, FlowIdle: 2 * time.Minute,
+			HoldTime: 9 * time.Second, GracefulRestart: time.Minute, Hops: 2, Families: []string{"vpnv4"}, MaxPrefixes: 100000, FlowIdle: 2 * time.Minute,
 		},
 	}
 	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
@@ -247,8 +247,10 @@ func TestValidate(t *testing.T) {
 		{"bgp reflector v6", "bgp.reflectors (flag --bgp-reflectors): fd00::1 is not IPv4", []string{"--roles", "function", ctl, "--bgp-mode", "client", "--bgp-reflectors", "fd00::1"}},
 		{"bgp ranges", "bgp.ranges (flag --bgp-ranges): is for the mode reflector", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-ranges", "10.0.0.0/8"}},
 		{"reflector role", "bgp.mode (default): is off, and the role reflector needs reflector", []string{"--roles", "reflector"}},
-		{"reflector address", "bgp.address (default): is missing", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-ranges", "10.0.0.0/8"}},
-		{"reflector ranges", "bgp.ranges (default): is empty, and a reflector accepts nobody else", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-address", "10.0.0.1"}},
+		{"reflector address", "bgp.address (default): is missing", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-ranges", "10.0.0.0/8", "--bgp-announcers", "10.0.0.0/8"}},
+		{"reflector ranges", "bgp.ranges (default): is empty, and a reflector accepts nobody else", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-address", "10.0.0.1", "--bgp-announcers", "10.0.0.0/8"}},
+		{"reflector announcers", "bgp.announcers (default): is empty; give the ranges of the proxies' addresses", []string{"--roles", "reflector", "--bgp-mode", "reflector", "--bgp-address", "10.0.0.1", "--bgp-ranges", "10.0.0.0/8"}},
+		{"bgp families", "bgp.families (flag --bgp-families): is without vpnv4", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-families", "rtc"}},
 		{"bgp asn", "bgp.asn (flag --bgp-asn): is 0", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-asn", "0"}},
 		{"bgp hold", "bgp.holdTime (flag --bgp-hold-time): 1s is not between 3s and", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-hold-time", "1s"}},
 		{"bgp restart", "bgp.gracefulRestart (flag --bgp-graceful-restart): 1.5s is not between", []string{"--roles", "function", ctl, "--bgp-mode", "mesh", "--bgp-graceful-restart", "1500ms"}},

@@ -167,8 +167,8 @@ func TestProxyBelieves(t *testing.T) {
 	}
 }
 
-func synced(up, synced bool) []bgp.PeerStatus {
-	return []bgp.PeerStatus{{Address: addr("192.168.4.10")}, {Address: reflector, Established: up, Synced: synced}}
+func synced(up, synced bool) []bgp.Session {
+	return []bgp.Session{{Address: addr("192.168.4.10")}, {Address: reflector, Established: up, Synced: synced}}
 }
 
 // TestTableKeeps follows a table through the loss of all neighbors.
@@ -185,7 +185,7 @@ func TestTableKeeps(t *testing.T) {
 		}
 		return routes
 	}
-	gateways := func(want string, routes []bgp.Route, peers []bgp.PeerStatus) time.Time {
+	gateways := func(want string, routes []bgp.Route, peers []bgp.Session) time.Time {
 		t.Helper()
 		live, _, again := table.Update(now, routes, peers)
 		if live == nil {
@@ -193,6 +193,9 @@ func TestTableKeeps(t *testing.T) {
 				t.Fatalf("nothing known, want %q", want)
 			}
 			return again
+		}
+		if want := !again.IsZero() || !peers[1].Synced; live.Unsure != want {
+			t.Errorf("unsure %t, to look again at %v", live.Unsure, again)
 		}
 		var got []string
 		for _, g := range live.Gateways["red"] {

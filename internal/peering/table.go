@@ -67,9 +67,9 @@ type Judged struct {
 // Update takes in what neighbors say now. It returns what is alive (nil if
 // nothing was ever heard), what was thought of each route, and when to look
 // again even if nothing changes (zero: never).
-func (t *Table) Update(now time.Time, routes []bgp.Route, peers []bgp.PeerStatus) (live *plan.Live, judged []Judged, again time.Time) {
-	synced := slices.ContainsFunc(peers, func(p bgp.PeerStatus) bool { return p.Synced })
-	up := slices.ContainsFunc(peers, func(p bgp.PeerStatus) bool { return p.Established })
+func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session) (live *plan.Live, judged []Judged, again time.Time) {
+	synced := slices.ContainsFunc(sessions, func(s bgp.Session) bool { return s.Synced })
+	up := slices.ContainsFunc(sessions, func(s bgp.Session) bool { return s.Established })
 	t.listen(now, up, synced)
 	believed := map[bgp.NLRI]bgp.Route{}
 	for _, r := range routes {
@@ -97,14 +97,15 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, peers []bgp.PeerStatus
 		}
 	}
 	t.believe = believed
-	if !t.deaf && len(t.kept) > 0 {
+	unsure := t.deaf || now.Sub(t.since) < t.settle
+	if unsure && !t.deaf {
 		again = t.since.Add(t.settle)
 	}
 	if !t.heard {
 		return nil, judged, again
 	}
 	live = t.alive()
-	live.Deaf = t.deaf
+	live.Unsure = unsure
 	return live, judged, again
 }
 

@@ -17,9 +17,10 @@ type Live struct {
 	// Moved is where function hosts are that have told a newer underlay
 	// address than the intent has, by tunnel address.
 	Moved map[netip.Addr]netip.Addr
-	// Deaf is set while no neighbor can be heard: then an attachment that
-	// nobody was ever heard of is one for the intent to answer.
-	Deaf bool
+	// Unsure is set while no neighbor can be heard, and until those that can
+	// have had time to hear of everybody themselves: then an attachment that
+	// nobody was heard of is one for the intent to answer.
+	Unsure bool
 }
 
 // Gateway is a group that announces an attachment.
@@ -85,7 +86,7 @@ func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 		}
 		chosen = append(chosen, all[i])
 	}
-	if len(chosen) == 0 && b.facts.Live.Deaf {
+	if len(chosen) == 0 && b.facts.Live.Unsure {
 		return all, all[:1]
 	}
 	if len(chosen) == 0 {

@@ -110,7 +110,7 @@ func TestBGPRestartsLoseNothing(t *testing.T) {
 	load = startLoad(t, w.world)
 	proxy := w.agents["proxy1"]
 	proxy.kill(t)
-	w.routeless(t, routed)
+	w.routeless(t, bgpSettle+routed)
 	proxy.restart(t)
 	w.through(t, soon, 0)
 	if datagrams := load.stream.Stop(soon); datagrams.Lost+uint64(datagrams.Errors) == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
@@ -58,12 +59,17 @@ func TestBGPHostileAnnouncements(t *testing.T) {
 	proxy.refuses(t, 1)
 	host.has(t, 1)
 
-	// One that knows nothing passes everything on.
+	// One that lets everybody announce passes everything on. Only what would
+	// take the good route's place in its table is left out here.
+	if err := liar.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	liar = says(t, evil.Machine, speech{Local: evil.Underlay, Peers: reflectors[:1], Paths: slices.Delete(lies, 1, 2)})
 	if err := w.agents["control"].process.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	naive := w.startConfigured(t, w.Control, "roles: [reflector]", fmt.Sprintf(
-		"bgp: {mode: reflector, asn: %d, address: %s, ranges: [192.168.0.0/16], holdTime: %v, gracefulRestart: %v}", bgpASN, reflectors[0], bgpHold, bgpRestart))
+		"bgp: {mode: reflector, asn: %d, address: %s, ranges: [192.168.0.0/16], announcers: [192.168.0.0/16], holdTime: %v, gracefulRestart: %v}", bgpASN, reflectors[0], bgpHold, bgpRestart))
 	naive.awaitReady(t)
 	host.refuses(t, 2)
 	proxy.refuses(t, 2)

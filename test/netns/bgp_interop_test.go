@@ -30,7 +30,7 @@ exit
 `
 	birdConfig = `log stderr all;
 router id %[1]s;
-vpn4 table vpn;
+vpn4 table vpntab;
 protocol device {}
 protocol bgp {
 	local %[1]s as %[2]d;
@@ -39,7 +39,7 @@ protocol bgp {
 	rr client;
 	hold time 9;
 	graceful restart on;
-	vpn4 mpls { table vpn; import all; export all; import table; };
+	vpn4 mpls { table vpntab; import all; export all; import table; };
 }
 `
 	gobgpConfig = `[global.config]
@@ -73,7 +73,7 @@ protocol bgp {
 // TestBGPInterop reflects routes by other implementations, one after another.
 func TestBGPInterop(t *testing.T) {
 	w := newRouted(t, bgpLayout)
-	w.startNodes(t)
+	w.startNodes(t, "families: [vpnv4]")
 	for _, r := range []struct {
 		name, program, config string
 		args                  []string

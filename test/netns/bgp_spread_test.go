@@ -25,6 +25,7 @@ func TestBGPSpread(t *testing.T) {
 	w.startReflector(t, 0)
 	w.cordon(t, 1, true)
 	w.startNodes(t)
+	w.agents["host1"].has(t, 1)
 	w.through(t, soon, 0)
 	pod := w.Hosts[0].Pods[0].Machine
 	var early []*traffic.Flow
@@ -107,7 +108,7 @@ func TestBGPHostMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	typeLines(t, w.Router, "ip route replace "+moved.String()+"/32 dev host1")
-	typeLines(t, w.Hosts[0].Machine, "ip address add "+moved.String()+"/24 dev eth0", "ip address del "+w.Hosts[0].Underlay.String()+"/24 dev eth0",
+	typeLines(t, w.Hosts[0].Machine, "ip address del "+w.Hosts[0].Underlay.String()+"/24 dev eth0", "ip address add "+moved.String()+"/24 dev eth0",
 		"ip route replace default via 192.168.80.1 dev eth0 src "+moved.String())
 	// The host's own intent is another directory now.
 	own := t.TempDir()

@@ -45,6 +45,10 @@ type Options struct {
 	Port uint16
 	// Listen is false for a speaker that only connects.
 	Listen bool
+	// Families are what is negotiated; none is all. A speaker that restarts
+	// sends the end of each, which some neighbors take for an error in one
+	// that they do not have.
+	Families []Family
 	// HoldTime is how long a silent peer is waited for.
 	HoldTime time.Duration
 	// GracefulRestart is how long peers keep our routes after the session
@@ -62,6 +66,10 @@ type Options struct {
 	// MaxPrefixes is how many routes of a family a peer may send before its
 	// session is ended; 0: any number.
 	MaxPrefixes uint32
+	// Reflector keeps to itself what its neighbors ask for (RFC 4684): told to
+	// every other, a thousand of them would be a million messages. It must ask
+	// for everything itself.
+	Reflector bool
 	// Announcers, if not empty, are the only neighbors of which routes with
 	// a target specific to the AS are accepted.
 	Announcers []netip.Prefix
@@ -97,11 +105,22 @@ type Speaker interface {
 	// Changes holds a value when Received, or the state of a peer, may have
 	// changed since it was last received from.
 	Changes() <-chan struct{}
-	// Status describes the peers, by address.
+	// Sessions tells what Received depends on, without an order. It is cheap.
+	Sessions() []Session
+	// Status describes the peers, by address. With many it takes a while: some
+	// 50 µs each.
 	Status(ctx context.Context) ([]PeerStatus, error)
 
 	// Leave withdraws everything and ends all sessions for good.
 	Leave(ctx context.Context) error
+}
+
+// Session is how well a neighbor can be heard.
+type Session struct {
+	Address     netip.Addr
+	Established bool
+	// Synced is set when the end of the neighbor's first update has come.
+	Synced bool
 }
 
 // PeerStatus describes a neighbor.
@@ -112,9 +131,7 @@ type PeerStatus struct {
 	Dynamic     bool       // accepted by range
 	Client      bool
 	Established bool
-	// Synced is set when the end of the peer's first update has come for
-	// every family of routes.
-	Synced bool
+	Synced      bool // as of Session
 	// Since is when the session came up, or went down; zero: never was.
 	Since    time.Time
 	Flaps    uint32 // sessions that ended soon after they came up

@@ -124,9 +124,13 @@ func (s *Speaker) peer(p bgp.Peer) *api.Peer {
 }
 
 func (s *Speaker) group(client bool) *api.PeerGroup {
+	restart := s.gracefulRestart()
+	if restart != nil {
+		restart.LocalRestarting = false // of neighbors to come, at any time
+	}
 	return &api.PeerGroup{
 		Conf:   &api.PeerGroupConf{PeerGroupName: groupName(client), PeerAsn: s.opts.ASN, AuthPassword: s.opts.Password},
-		Timers: s.timers(), AfiSafis: s.afiSafis(), GracefulRestart: s.gracefulRestart(), TtlSecurity: s.ttlSecurity(),
+		Timers: s.timers(), AfiSafis: s.afiSafis(), GracefulRestart: restart, TtlSecurity: s.ttlSecurity(),
 		Transport:      &api.Transport{LocalAddress: s.local(), PassiveMode: true},
 		RouteReflector: s.reflector(client),
 	}
@@ -155,6 +159,9 @@ func (s *Speaker) timers() *api.Timers {
 func (s *Speaker) afiSafis() []*api.AfiSafi {
 	var out []*api.AfiSafi
 	for _, f := range families {
+		if len(s.opts.Families) > 0 && !slices.Contains(s.opts.Families, f.family) {
+			continue
+		}
 		family := &api.Family{Afi: f.afi, Safi: f.safi}
 		a := &api.AfiSafi{
 			Config:            &api.AfiSafiConfig{Family: family, Enabled: true},
@@ -190,46 +197,6 @@ func (s *Speaker) ttlSecurity() *api.TtlSecurity {
 		return nil
 	}
 	return &api.TtlSecurity{Enabled: true, TtlMin: uint32(maxTTL - s.opts.Hops + 1)}
-}
-
-// restrict makes the library refuse routes to attachments from those who are
-// not to announce any. It must be there before the first peer: a refused route
-// that was chosen before would hide a good one from everybody behind us.
-func (s *Speaker) restrict(ctx context.Context) error {
-	if len(s.opts.Announcers) == 0 {
-		return nil
-	}
-	const announcers, attachments, name = "announcers", "attachments", "import"
-	ranges := make([]string, len(s.opts.Announcers))
-	for i, p := range s.opts.Announcers {
-		ranges[i] = p.String()
-	}
-	for _, set := range []*api.DefinedSet{
-		{DefinedType: api.DefinedType_NEIGHBOR, Name: announcers, List: ranges},
-		{DefinedType: api.DefinedType_EXT_COMMUNITY, Name: attachments, List: []string{`rt:^[0-9]+:[0-9]+$`}},
-	} {
-		if err := s.server.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: set}); err != nil {
-			return fmt.Errorf("import policy: %w", err)
-		}
-	}
-	policy := &api.Policy{Name: name, Statements: []*api.Statement{{
-		Name: name,
-		Conditions: &api.Conditions{
-			NeighborSet:     &api.MatchSet{Type: api.MatchSet_INVERT, Name: announcers},
-			ExtCommunitySet: &api.MatchSet{Type: api.MatchSet_ANY, Name: attachments},
-		},
-		Actions: &api.Actions{RouteAction: api.RouteAction_REJECT},
-	}}}
-	if err := s.server.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
-		return fmt.Errorf("import policy: %w", err)
-	}
-	err := s.server.AddPolicyAssignment(ctx, &api.AddPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
-		Name: "global", Direction: api.PolicyDirection_IMPORT, Policies: []*api.Policy{policy}, DefaultAction: api.RouteAction_ACCEPT,
-	}})
-	if err != nil {
-		return fmt.Errorf("import policy: %w", err)
-	}
-	return nil
 }
 
 // Status implements bgp.Speaker.

@@ -107,6 +107,17 @@ func (r *received) of(peer netip.Addr) session {
 	return r.sessions[peer]
 }
 
+// all lists the sessions.
+func (r *received) all(now time.Time) []bgp.Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]bgp.Session, 0, len(r.sessions))
+	for a, s := range r.sessions {
+		out = append(out, bgp.Session{Address: a, Established: s.up, Synced: s.synced(now)})
+	}
+	return out
+}
+
 func (r *received) forget(peer netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

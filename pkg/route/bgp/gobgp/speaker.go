@@ -100,7 +100,7 @@ func (s *Speaker) start(ctx context.Context) error {
 	if err := s.server.StartBgp(ctx, &api.StartBgpRequest{Global: global}); err != nil {
 		return fmt.Errorf("listen on %s port %d: %w", s.opts.Local, s.opts.Port, err)
 	}
-	if err := s.restrict(ctx); err != nil {
+	if err := errors.Join(s.restrict(ctx), s.confide(ctx)); err != nil {
 		return err
 	}
 	// The watch must end with the process, not with ctx: see Run.
@@ -157,6 +157,9 @@ func (s *Speaker) Received() []bgp.Route { return s.heard.list() }
 
 // Changes implements bgp.Speaker.
 func (s *Speaker) Changes() <-chan struct{} { return s.heard.changed }
+
+// Sessions implements bgp.Speaker.
+func (s *Speaker) Sessions() []bgp.Session { return s.heard.all(time.Now()) }
 
 // Announced implements bgp.Speaker.
 func (s *Speaker) Announced() []bgp.Path {

@@ -72,6 +72,17 @@ func start(t *testing.T, local netip.Addr, port uint16, change ...func(*bgp.Opti
 
 func listening(o *bgp.Options) { o.Listen = true }
 
+// startReflector starts one with the whole of loopback as clients.
+func startReflector(t *testing.T, port uint16, change ...func(*bgp.Options)) *Speaker {
+	t.Helper()
+	s := start(t, reflectorAddr, port, append(change, listening, func(o *bgp.Options) { o.Reflector = true })...)
+	if err := s.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	speakWith(t, s, bgp.Neighbors{Ranges: []bgp.Range{{Prefix: loopback, Client: true}}})
+	return s
+}
+
 func speakWith(t *testing.T, s *Speaker, n bgp.Neighbors) {
 	t.Helper()
 	if err := s.SetNeighbors(t.Context(), n); err != nil {
@@ -133,8 +144,7 @@ func path(rd uint16, key uint32, dst, hop string) bgp.Path {
 // it asks for, with all that they say, and change as they change.
 func TestReflection(t *testing.T) {
 	port := freePort(t)
-	reflector := start(t, reflectorAddr, port, listening)
-	speakWith(t, reflector, bgp.Neighbors{Ranges: []bgp.Range{{Prefix: loopback, Client: true}}})
+	reflector := startReflector(t, port)
 	proxy, host := start(t, proxyAddr, port), start(t, hostAddr, port)
 
 	red, blue := path(1124, 4097, "172.16.101.0/24", "192.168.4.100"), path(1124, 4098, "172.16.101.0/24", "192.168.4.100")
@@ -169,6 +179,10 @@ func TestReflection(t *testing.T) {
 		return p.Established && p.Synced && p.Address == reflectorAddr && p.RouterID == reflectorAddr && !p.Dynamic && !p.Since.IsZero() &&
 			slices.Contains(p.Families, bgp.FamilyStatus{Family: bgp.VPNv4, Received: 1})
 	})
+	// What others ask for is the reflector's business alone.
+	if p := peerOf(t, proxy); !slices.Contains(p.Families, bgp.FamilyStatus{Family: bgp.RouteTargetRoute, Received: 1}) {
+		t.Errorf("the reflector asks for %+v", p.Families)
+	}
 	if p := peerOf(t, reflector); !p.Dynamic || !p.Client {
 		t.Errorf("the reflector says of its client: %+v", p)
 	}
@@ -227,8 +241,7 @@ func TestFirstUpdateIsComplete(t *testing.T) {
 // them, so that none of anybody else's hides them.
 func TestReflectorRefusesStrangers(t *testing.T) {
 	port := freePort(t)
-	reflector := start(t, reflectorAddr, port, listening, func(o *bgp.Options) { o.Announcers = []netip.Prefix{netip.PrefixFrom(proxyAddr, 32)} })
-	speakWith(t, reflector, bgp.Neighbors{Ranges: []bgp.Range{{Prefix: loopback, Client: true}}})
+	startReflector(t, port, func(o *bgp.Options) { o.Announcers = []netip.Prefix{netip.PrefixFrom(proxyAddr, 32)} })
 	proxy, host := start(t, proxyAddr, port), start(t, hostAddr, port)
 	for _, s := range []*Speaker{proxy, host} {
 		if err := s.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/vpcproxy/vpcproxy/internal/intent"
+	"github.com/vpcproxy/vpcproxy/internal/plan"
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
+	"github.com/vpcproxy/vpcproxy/pkg/route/bgp/gobgp"
+	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+)
+
+// announceMode is the argument with which this program announces paths that it
+// reads from a file.
+const announceMode = "announce"
+
+func copyAll(w io.Writer, r io.Reader) (int64, error) { return io.Copy(w, r) }
+
+// firstKey is the key of the first attachment.
+const firstKey = 100_000
+
+func subnet(i int) netip.Prefix {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], uint32(0xac000000+i<<8)) // from 172.0.0.0/24 on
+	return netip.PrefixFrom(netip.AddrFrom4(b), 24)
+}
+
+// platform is n attachments of one group, for one pod of one host.
+func platform(n int, host *topo.Host, proxy *topo.Proxy) *intent.Set {
+	meta := func(kind intent.Kind, name string) (intent.TypeMeta, intent.Metadata) {
+		return intent.TypeMeta{APIVersion: intent.APIVersion, Kind: kind}, intent.Metadata{Name: name}
+	}
+	s := &intent.Set{Revision: 1, Pool: intent.DefaultPool}
+	node := func(name string, a netip.Addr, role intent.Role, tunnel string) {
+		o := &intent.Node{Spec: intent.NodeSpec{Roles: []intent.Role{role}, UnderlayAddress: a}}
+		o.TypeMeta, o.Metadata = meta(intent.KindNode, name)
+		if tunnel != "" {
+			o.Spec.TunnelAddress = addr(tunnel)
+		}
+		s.Put(o)
+	}
+	node(host.Name, host.Underlay, intent.RoleFunction, "100.64.0.80")
+	node(proxy.Name, proxy.Underlay, intent.RoleProxy, "")
+	g := &intent.ProxyGroup{Spec: intent.ProxyGroupSpec{Members: []intent.Member{{Node: proxy.Name}}, TunnelAddress: addr("100.64.0.4")}}
+	g.TypeMeta, g.Metadata = meta(intent.KindProxyGroup, "g1")
+	s.Put(g)
+	for i := range n {
+		key := uint32(firstKey + i)
+		a := &intent.Attachment{Spec: intent.AttachmentSpec{
+			VPC: "vpc", CIDRs: []netip.Prefix{subnet(i)}, Group: "g1", GREKey: &key,
+			Pods: []netip.Prefix{netip.PrefixFrom(host.Pods[0].Address, 32)}, ENIs: []intent.ENI{{Name: fmt.Sprintf("eni%d", i)}},
+		}}
+		a.TypeMeta, a.Metadata = meta(intent.KindAttachment, fmt.Sprintf("a%06d", i))
+		s.Attachments = append(s.Attachments, a)
+	}
+	return s
+}
+
+// measureRoutes has a proxy announce many attachments to a reflector, and lets a
+// function host that has everything but the routes hear of them.
+func measureRoutes(ctx context.Context, dir string, n int) error {
+	lab, err := topo.Build(ctx, dir, topo.Layout{Hosts: 1, Pods: 1, Proxies: 1})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lab.Close() }()
+	host, proxy := lab.Hosts[0], lab.Proxies[0]
+	reflector, err := startReflector(lab.Control)
+	if err != nil {
+		return err
+	}
+	if err := remember(host.Machine, platform(n, host, proxy)); err != nil {
+		return err
+	}
+	agent, err := startAgent(host.Machine, "node: "+host.Name, "roles: [function]", awayController, clientOfReflector, "reconcile: {refresh: 1h}")
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := agent.await(ctx, 1, "vpcproxy_bgp_session_synced"); err != nil {
+		return err
+	}
+	// It knows that nobody is alive when the routes that it began with are gone.
+	if err := awaitRoutes(ctx, host.Machine, 0); err != nil {
+		return fmt.Errorf("%w\n%s", err, agent.process.Log())
+	}
+	if err := agent.await(ctx, 1, "vpcproxy_in_sync"); err != nil {
+		return err
+	}
+	fmt.Printf("%d attachments: the function host has all but the routes after %v\n", n, time.Since(start).Round(100*time.Millisecond))
+	if err := lab.Router.Type(ctx, "ip link set host1 down"); err != nil {
+		return err
+	}
+	if err := announceAll(ctx, lab, n, reflector); err != nil {
+		return err
+	}
+	if err := lab.Router.Type(ctx, "ip link set host1 up", "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
+		return err
+	}
+	if err := poll(ctx, 10*time.Millisecond, func() (bool, error) {
+		v, err := agent.metric(ctx, "vpcproxy_bgp_session_up")
+		return err == nil && v == 1, nil
+	}); err != nil {
+		return err
+	}
+	established := time.Now()
+	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
+		v, err := agent.metric(ctx, "vpcproxy_bgp_routes_accepted")
+		return err == nil && int(v) == n, nil
+	}); err != nil {
+		return err
+	}
+	believed := time.Since(established)
+	if err := awaitRoutes(ctx, host.Machine, n); err != nil {
+		return fmt.Errorf("%w\n%s", err, agent.process.Log())
+	}
+	fmt.Printf("  believed %.2f s after Established, in the kernel's tables %.2f s after\n", believed.Seconds(), time.Since(established).Seconds())
+	if err := agent.weigh("function host's agent"); err != nil {
+		return err
+	}
+	return reflector.weigh("reflector")
+}
+
+// announceAll announces from the proxy's machine, until the reflector has all.
+func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent) error {
+	proxy := lab.Proxies[0]
+	var paths []bgp.Path
+	for i := range n {
+		key := uint32(firstKey + i)
+		paths = append(paths, bgp.Path{
+			NLRI:    bgp.NLRI{RD: bgp.RouteDistinguisher(plan.Distinguisher(proxy.Underlay, key)), Prefix: subnet(i)},
+			NextHop: proxy.Underlay, Encapsulation: bgp.Encapsulation{GRE: true, Keyed: true, Key: key}, Targets: []bgp.Target{{ASN: asn, Number: key}},
+		})
+	}
+	text, err := json.Marshal(paths)
+	if err != nil {
+		return err
+	}
+	const file = "/run/paths.json"
+	if err := proxy.WriteFile(file, string(text)); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if _, err := proxy.Start(nil, self, announceMode, file, proxy.Underlay.String(), topo.ControlAddress.String()); err != nil {
+		return err
+	}
+	if err := reflector.await(ctx, float64(n), "vpcproxy_bgp_routes_received", `family="vpnv4"`, proxy.Underlay.String()); err != nil {
+		return err
+	}
+	fmt.Printf("  announced, and in the reflector's table, after %v\n", time.Since(start).Round(10*time.Millisecond))
+	return nil
+}
+
+// announce speaks until the context ends.
+func announce(ctx context.Context, args []string) error {
+	text, err := os.ReadFile(args[0])
+	if err != nil {
+		return err
+	}
+	var paths []bgp.Path
+	if err := json.Unmarshal(text, &paths); err != nil {
+		return err
+	}
+	local := addr(args[1])
+	s, err := gobgp.New(bgp.Options{ASN: asn, RouterID: local, Local: local, HoldTime: 90 * time.Second, GracefulRestart: time.Minute}, slog.Default())
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-s.Ready():
+	}
+	for _, err := range s.Announce(ctx, paths) {
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.SetNeighbors(ctx, bgp.Neighbors{Peers: []bgp.Peer{{Address: addr(args[2])}}}); err != nil {
+		return err
+	}
+	return <-done
+}
+
+// awaitRoutes waits until so many routes of ours lead somewhere.
+func awaitRoutes(ctx context.Context, m *topo.Machine, want int) error {
+	got := -1
+	err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
+		out, err := m.Run(ctx, "sh", "-c", "ip route show table all proto 176 | grep -c ' via ' || true")
+		if err != nil {
+			return false, err
+		}
+		_, err = fmt.Sscan(strings.TrimSpace(out), &got)
+		return got == want, err
+	})
+	if err != nil {
+		return fmt.Errorf("%d routes, want %d: %w", got, want, err)
+	}
+	return nil
+}
