@@ -308,6 +308,7 @@ type bench struct {
 	dir     string
 	control *fakeControl
 	node    *fakeNode
+	binder  *fakeBinder
 	stdin   string
 	cleaned []string
 }
@@ -317,13 +318,14 @@ func newBench(t *testing.T) *bench {
 	for _, name := range []string{controllerEnv, tlsEnv, socketEnv, stateEnv} {
 		t.Setenv(name, "")
 	}
-	b := &bench{t: t, dir: t.TempDir(), control: newFakeControl(), node: newFakeNode()}
+	b := &bench{t: t, dir: t.TempDir(), control: newFakeControl(), node: newFakeNode(), binder: &fakeBinder{}}
 	t.Setenv(socketEnv, b.socket())
 	control := http.NewServeMux()
 	control.Handle(vpcproxyv1alpha1connect.NewControlServiceHandler(b.control))
 	serve(t, b.controller(), control)
 	node := http.NewServeMux()
 	node.Handle(vpcproxyv1alpha1connect.NewNodeServiceHandler(b.node))
+	node.Handle(vpcproxyv1alpha1connect.NewBindServiceHandler(b.binder))
 	serve(t, "unix://"+b.socket(), node)
 	return b
 }
