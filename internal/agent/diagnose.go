@@ -27,6 +27,7 @@ func newSurveyor(t *nodeTask, kinds node.Kinds, creds func() *pki.Credentials) *
 		IPTables:       kinds.IPTables,
 		StateDirectory: t.cfg.StateDirectory,
 		Intent:         func() (error, string) { return t.source.Problem(), t.gate.Held() },
+		Groups:         t.groupEvidence,
 		Certificate: func() *diagnose.Certificate {
 			c := creds()
 			if c == nil {
@@ -35,6 +36,16 @@ func newSurveyor(t *nodeTask, kinds node.Kinds, creds func() *pki.Credentials) *
 			return &diagnose.Certificate{Directory: t.cfg.TLS.Directory, Expires: c.Expires()}
 		},
 	})
+}
+
+// groupEvidence is what this node is in the elections of its groups.
+func (t *nodeTask) groupEvidence() []diagnose.Group {
+	var out []diagnose.Group
+	for _, g := range t.groupReports() {
+		out = append(out, diagnose.Group{Name: g.GetName(), State: g.GetState(), Active: g.GetActive(), Down: g.GetDown(),
+			Discrepancies: g.GetDiscrepancies(), Problem: g.GetProblem()})
+	}
+	return out
 }
 
 // maxPings bounds how many pings a caller may ask for.

@@ -114,6 +114,12 @@ func TestDoctor(t *testing.T) {
 		{"eni-address", func(e *Evidence) { e.Attachments[1].ENI.Addresses = nil }},
 		{"gateway-silent", func(e *Evidence) { e.Attachments[1].ENI.Answers = &no }},
 		{"egress-drops", func(e *Evidence) { e.Attachments[1].ENI.Drops = 3 }},
+		{"havip-mismatch", func(e *Evidence) { e.Groups = []Group{{Name: "g", State: "Active", Discrepancies: []string{"x"}}} }},
+		{"no-election", func(e *Evidence) { e.Groups = []Group{{Name: "g", Problem: "no link"}} }},
+		{"no-active", func(e *Evidence) { e.Groups = []Group{{Name: "g", State: "Backup"}} }},
+		{"unfit", func(e *Evidence) {
+			e.Groups = []Group{{Name: "g", State: "Fault", Active: "p2", Down: []string{"eni"}}}
+		}},
 		{"source-check", func(e *Evidence) { e.Attachments[1].ENI.SNAT = ip("172.16.101.99") }},
 	} {
 		t.Run(tc.code, func(t *testing.T) {

@@ -67,5 +67,6 @@ func Doctor(e *Evidence) []Finding {
 	f.machine(e)
 	f.underlay(e)
 	f.enis(e)
+	f.groups(e)
 	return f.sorted()
 }

@@ -28,8 +28,9 @@ type Evidence struct {
 	Clock       Clock             `json:"clock"`
 	Disk        Disk              `json:"disk"`
 	Peers       []Peer            `json:"peers"`
-	Refused     map[string]uint64 `json:"refused"` // packets by reason, as counted since the table was made
-	Failed      []string          `json:"failed"`  // what could not be observed, and why
+	Refused     map[string]uint64 `json:"refused"`          // packets by reason, as counted since the table was made
+	Groups      []Group           `json:"groups,omitempty"` // that this node is a proxy of
+	Failed      []string          `json:"failed"`           // what could not be observed, and why
 }
 
 // Agent is how the agent does.
@@ -181,4 +182,15 @@ type Peer struct {
 	RTT         time.Duration `json:"rttNanoseconds"` // median
 	MTU         int           `json:"mtu"`            // the largest packet that arrived unfragmented; 0 if not known
 	Needed      int           `json:"neededMTU"`      // what a full packet through the tunnel takes
+}
+
+// Group is what a proxy is in the election of one group.
+type Group struct {
+	Name   string   `json:"name"`
+	State  string   `json:"state"`            // as in RFC 9568
+	Active string   `json:"active,omitempty"` // the node that is believed to be active
+	Down   []string `json:"down,omitempty"`   // what keeps this one from being active
+	// Discrepancies are HaVips that are not where they are elected to.
+	Discrepancies []string `json:"discrepancies,omitempty"`
+	Problem       string   `json:"problem,omitempty"` // why there is no election
 }

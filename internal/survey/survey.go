@@ -37,6 +37,8 @@ type Options struct {
 	StateDirectory string
 	// Intent says why intent is not followed, and why one is held back.
 	Intent func() (problem error, held string)
+	// Groups says what this node is in the elections of its groups; may be nil.
+	Groups func() []diagnose.Group
 	// Certificate returns the node's; nil if it has none.
 	Certificate func() *diagnose.Certificate
 }
@@ -122,6 +124,9 @@ func (s *Surveyor) look(ctx context.Context) *look {
 		e.Agent.Problems = append(e.Agent.Problems, diagnose.Problem{Attachment: p.Attachment, Message: p.Message})
 	}
 	e.Certificate = s.opts.Certificate()
+	if s.opts.Groups != nil {
+		e.Groups = s.opts.Groups()
+	}
 	e.IPTables = s.opts.IPTables
 	return &look{Surveyor: s, ctx: ctx, plan: p, set: set, footprints: s.opts.Node.Footprints(), e: e}
 }

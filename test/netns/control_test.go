@@ -41,6 +41,11 @@ func TestAttach(t *testing.T) {
 	}
 	p.mustCtl(t, p.Control, append(p.attachArgs("blue", blue), "--wait")...)
 	p.reached(t)
+	// Both ends of the path are diagnosed through the controller.
+	trace := p.mustCtl(t, p.Control, "trace", "--node", "host1", "--from", red.Address.String(), "--to", topo.ServerAddress.String()+":80")
+	if !strings.Contains(trace, "reached, and answered") || !strings.Contains(trace, "GRE arrives at the proxy") {
+		t.Errorf("a sound path, traced:\n%s", trace)
+	}
 	writes := p.agents["host1"].writes(t)
 	p.mustCtl(t, p.Control, append(p.attachArgs("red", red), "--wait")...)
 	if after := p.agents["host1"].writes(t); after != writes {
