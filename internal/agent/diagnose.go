@@ -26,7 +26,7 @@ func newSurveyor(t *nodeTask, kinds node.Kinds, creds func() *pki.Credentials) *
 		Meter:          newMeter(t, kinds),
 		IPTables:       kinds.IPTables,
 		StateDirectory: t.cfg.StateDirectory,
-		Intent:         func() (error, string) { return t.source.Problem(), t.gate.Held() },
+		Intent:         func() (string, error) { return t.gate.Held(), t.source.Problem() },
 		Groups:         t.groupEvidence,
 		Certificate: func() *diagnose.Certificate {
 			c := creds()

@@ -5,6 +5,7 @@ package probe
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -223,7 +224,7 @@ func (f Flow) request() []byte {
 		binary.BigEndian.PutUint16(p[4:], uint16(len(body)))
 		copy(p[8:], f.From.AsSlice())
 		copy(p[24:], f.To.Addr().AsSlice())
-		return append(p, body...)
+		return slices.Concat(p, body)
 	}
 	p := make([]byte, ipv4Header)
 	p[0], p[8], p[9] = 0x45, 64, protocol
@@ -231,7 +232,7 @@ func (f Flow) request() []byte {
 	copy(p[12:], f.From.AsSlice())
 	copy(p[16:], f.To.Addr().AsSlice())
 	binary.BigEndian.PutUint16(p[10:], fold(add(0, p)))
-	return append(p, body...)
+	return slices.Concat(p, body)
 }
 
 // sourcePort is among those that the kernel takes for itself

@@ -35,8 +35,8 @@ type Options struct {
 	Meter          *meter.Meter // that does not run
 	IPTables       string       // the variant in use: nft or legacy
 	StateDirectory string
-	// Intent says why intent is not followed, and why one is held back.
-	Intent func() (problem error, held string)
+	// Intent says why an intent is held back, and why it is not followed.
+	Intent func() (held string, problem error)
 	// Groups says what this node is in the elections of its groups; may be nil.
 	Groups func() []diagnose.Group
 	// Certificate returns the node's; nil if it has none.
@@ -115,7 +115,7 @@ func (s *Surveyor) look(ctx context.Context) *look {
 	}
 	status := s.opts.Node.Status()
 	e.Agent = diagnose.Agent{PlanProblem: status.Problem, InSync: status.InSync}
-	problem, held := s.opts.Intent()
+	held, problem := s.opts.Intent()
 	if problem != nil {
 		e.Agent.IntentProblem = problem.Error()
 	}

@@ -78,8 +78,12 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		defer func() { _ = server.Close() }()
 		d.tenants = append(d.tenants, tenant{name, lab.Hosts[0].Pods[i]})
 	}
+<<<<<<< HEAD
 	d.tenants, d.downloader = d.tenants[:2], d.tenants[2]
 	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.survive} {
+=======
+	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.look} {
+>>>>>>> 40058d5 (demo: what an operator sees; diagnose: what the linters found)
 		if err := act(ctx); err != nil {
 			d.explain()
 			return err
@@ -238,6 +242,20 @@ func (d *demo) ask(ctx context.Context) error {
 		d.say("  %s (%s) asks http://%s/: answered by %s, which saw %s", t.pod.Name, t.pod.Address, topo.ServerAddress,
 			answer.Server, answer.Client)
 		if err := check(answer, t.name, d.lab.Proxies[0].ENIs[t.name].Address.Addr()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look shows what an operator sees of it.
+func (d *demo) look(ctx context.Context) error {
+	d.say("\nWhat an operator sees of it:\n")
+	from, to := d.tenants[0].pod.Address.String(), topo.ServerAddress.String()+":80"
+	for _, args := range [][]string{
+		{"status"}, {"top", "--node", "proxy1"}, {"trace", "--node", "host1", "--from", from, "--to", to},
+	} {
+		if err := d.ctl(ctx, args...); err != nil {
 			return err
 		}
 	}
