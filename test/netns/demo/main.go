@@ -78,12 +78,8 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		defer func() { _ = server.Close() }()
 		d.tenants = append(d.tenants, tenant{name, lab.Hosts[0].Pods[i]})
 	}
-<<<<<<< HEAD
 	d.tenants, d.downloader = d.tenants[:2], d.tenants[2]
-	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.survive} {
-=======
-	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.look} {
->>>>>>> 40058d5 (demo: what an operator sees; diagnose: what the linters found)
+	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.look, d.survive} {
 		if err := act(ctx); err != nil {
 			d.explain()
 			return err
