@@ -207,6 +207,8 @@ func TestOwnerOnAFunctionHost(t *testing.T) {
 		{Attachment: "red", Pods: []Pair{{prefix("10.244.1.5/32"), prefix("172.16.101.0/24")}}},
 		{Attachment: "blue", Pods: []Pair{{prefix("10.244.1.6/32"), prefix("172.16.101.0/24")}, {prefix("10.244.1.0/24"), prefix("172.16.102.0/24")}}},
 		{Attachment: "narrow", Pods: []Pair{{prefix("10.244.1.6/32"), prefix("172.16.101.5/32")}}},
+		{Attachment: "subnet", Pods: []Pair{{prefix("10.244.1.0/24"), prefix("172.16.103.0/24")}}},
+		{Attachment: "pod", Pods: []Pair{{prefix("10.244.1.5/32"), prefix("172.16.103.0/24")}}},
 		{Attachment: "wide", CIDRs: []netip.Prefix{prefix("192.168.0.0/16")}},
 		{Attachment: "elsewhere", Netns: "vpx-elsewhere", CIDRs: []netip.Prefix{prefix("0.0.0.0/0")}},
 	})
@@ -216,6 +218,8 @@ func TestOwnerOnAFunctionHost(t *testing.T) {
 		{"10.244.1.6:1", "172.16.101.5:80", "narrow"},
 		{"10.244.1.5:1", "172.16.102.5:80", "blue"},
 		{"10.244.1.7:1", "172.16.101.5:80", ""},
+		{"10.244.1.5:1", "172.16.103.5:80", "pod"},
+		{"10.244.1.7:1", "172.16.103.5:80", "subnet"},
 		{"10.0.0.1:1", "192.168.3.4:80", "wide"},
 		{"[fd00::1]:1", "[fd00::2]:80", ""},
 	} {

@@ -36,7 +36,6 @@ type event struct {
 // queue is a listener whose events a test makes.
 type queue struct {
 	events chan event
-	mu     sync.Mutex
 	ready  []event
 }
 
