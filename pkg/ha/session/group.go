@@ -142,7 +142,7 @@ func (g *group) run(ctx context.Context) {
 			if active {
 				work = s.source
 			} else {
-				s.stand()
+				s.standBack()
 			}
 			workers[netns] = start(ctx, work)
 		}

@@ -41,12 +41,21 @@ type Options struct {
 	// Refresh is the least time between two listings of a namespace's table;
 	// 0 is DefaultRefresh.
 	Refresh time.Duration
-	Log     *slog.Logger
+	// Grace is how long a member on standby keeps flows in its kernel that the
+	// active one does not know; 0 is DefaultGrace.
+	Grace time.Duration
+	Log   *slog.Logger
 }
 
 // DefaultRefresh is a listing's default interval: the kernel's default time-out
 // of a UDP flow that goes on is 120 s, of which half must not pass unnoticed.
 const DefaultRefresh = 15 * time.Second
+
+// DefaultGrace outlasts a pair that changes roles to and fro: a member that took
+// over with half a copy must not make the other, which has been asked to stand
+// back for a moment, forget the other half. Flows that are no more do no harm for
+// that long; one that is in the way of another goes at once.
+const DefaultGrace = 30 * time.Second
 
 // Member is a proxy of a group.
 type Member struct {
@@ -89,6 +98,9 @@ func Listen(ctx context.Context, opts Options) (*Manager, error) {
 	}
 	if opts.Refresh == 0 {
 		opts.Refresh = DefaultRefresh
+	}
+	if opts.Grace == 0 {
+		opts.Grace = DefaultGrace
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", opts.Listen)
 	if err != nil {

@@ -40,20 +40,22 @@ type proxy struct {
 const netns = "vpx-db"
 
 // pair makes two members, a and b, with certificates of one CA.
-func pair(t testing.TB, age time.Duration) (a, b *proxy) {
+func pair(t testing.TB, age time.Duration) (a, b *proxy) { return pairWith(t, age, time.Millisecond) }
+
+func pairWith(t testing.TB, age, grace time.Duration) (a, b *proxy) {
 	t.Helper()
 	lab.Require(t, lab.Conntrack, lab.NFTables)
 	ca := filepath.Join(t.TempDir(), "ca")
 	if _, err := pki.Init(ca, pki.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	a, b = newProxy(t, ca, "a", age), newProxy(t, ca, "b", age)
+	a, b = newProxy(t, ca, "a", age, grace), newProxy(t, ca, "b", age, grace)
 	a.start(t, b)
 	b.start(t, a)
 	return a, b
 }
 
-func newProxy(t testing.TB, ca, name string, age time.Duration) *proxy {
+func newProxy(t testing.TB, ca, name string, age, grace time.Duration) *proxy {
 	t.Helper()
 	p := &proxy{name: name, dir: t.TempDir()}
 	if err := unix.Mount("none", p.dir, "tmpfs", 0, ""); err != nil {
@@ -80,7 +82,7 @@ func newProxy(t testing.TB, ca, name string, age time.Duration) *proxy {
 		Credentials:  session.Credentials{Server: creds.ServerConfig(), Client: creds.MemberConfig, Peer: pki.MemberName},
 		NetnsDir:     p.dir,
 		ChooseEvents: nft.New(log, nft.Options{NetnsDir: p.dir}).AssuredEventsOnly,
-		Age:          age, Refresh: 200 * time.Millisecond, Log: log,
+		Age:          age, Refresh: 200 * time.Millisecond, Grace: grace, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -294,6 +296,21 @@ func TestNothingStaleAfterTwoHandOvers(t *testing.T) {
 	b.m.SetActive("g", false)
 	a.remove(t, all[100:200])
 	eventually(t, "the second hand-over", func() bool { return follows() && len(b.entries(t)) == 400 })
+}
+
+// A member that takes over for a moment, with nothing, does not make the other
+// forget what it has.
+func TestMomentaryHandOver(t *testing.T) {
+	a, b := pairWith(t, 0, time.Hour)
+	all := made(0, 300, "172.16.101.100", 20000)
+	a.create(t, all)
+	// b has not been told of anything.
+	b.create(t, made(4000, 5, "172.16.101.100", 30000))
+	b.m.SetActive("g", true)
+	eventually(t, "the copy of the other", func() bool { return len(a.entries(t)) == 305 })
+	b.m.SetActive("g", false)
+	a.m.SetActive("g", true)
+	eventually(t, "all flows on both", func() bool { return len(b.entries(t)) == 305 && same(a.entries(t), b.entries(t)) })
 }
 
 func TestReconnectionResumes(t *testing.T) {

@@ -22,6 +22,18 @@ func (s *stream) stand() {
 	s.from.epoch, s.from.seq, s.from.copying, s.from.whole = 0, 0, false, false
 }
 
+// standBack is stand of a member that begins to be on standby.
+func (s *stream) standBack() {
+	s.stand()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.from.since = time.Now()
+}
+
+// settled tells whether flows may go that the active member does not know. The
+// stream is locked.
+func (s *stream) settled() bool { return time.Since(s.from.since) >= s.opts.Grace }
+
 // have returns what to subscribe with.
 func (s *stream) have() (epoch, seq uint64) {
 	s.mu.Lock()
@@ -93,7 +105,9 @@ func (s *stream) complete(w *writes) {
 	for i := range gone {
 		s.table.end(&gone[i])
 	}
-	w.remove = append(w.remove, gone...)
+	if s.settled() {
+		w.remove = append(w.remove, gone...)
+	}
 }
 
 // check compares the table with what the active member says of its own; it
@@ -151,7 +165,7 @@ func (s *stream) compare(ctx context.Context) error {
 		known := s.table.get(&e.Orig)
 		switch {
 		case known == nil:
-			if e.HasPorts() {
+			if e.HasPorts() && s.settled() {
 				w.remove = append(w.remove, e.Orig)
 			}
 		case known.entry.Reply == e.Reply:

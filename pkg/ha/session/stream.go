@@ -34,6 +34,7 @@ type stream struct {
 		epoch, seq uint64
 		copying    bool // a whole copy is under way
 		whole      bool // one has arrived
+		since      time.Time
 	}
 
 	kernelMu sync.Mutex
