@@ -31,9 +31,10 @@ const (
 // load is what a stack takes to replicate.
 type load struct {
 	entries int
-	// CPU of the daemons of the active proxy and of the standby: from the
-	// first flow until all are replicated, and in a minute after that.
-	fill, after [2]time.Duration
+	// CPU of the daemons of the active proxy and of the standby: in a minute
+	// without entries, from the first flow until all are replicated, and in
+	// a minute after that.
+	before, fill, after [2]time.Duration
 	// Memory of the same at the end, and without entries, in MiB.
 	memory [2]float64
 	idle   float64
@@ -48,7 +49,11 @@ func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l lo
 	if _, l.idle, err = s.usage(s.active); err != nil {
 		return l, err
 	}
-	var before, filled [2]time.Duration
+	var idle, before, filled [2]time.Duration
+	if idle, _, err = s.both(); err != nil {
+		return l, err
+	}
+	wait(ctx, hold)
 	if before, _, err = s.both(); err != nil {
 		return l, err
 	}
@@ -76,9 +81,11 @@ func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l lo
 		return l, err
 	}
 	l.memory = memory
+	minute := float64(time.Minute) / float64(hold)
 	for i := range filled {
+		l.before[i] = time.Duration(float64(before[i]-idle[i]) * minute)
 		l.fill[i] = filled[i] - before[i]
-		l.after[i] = time.Duration(float64(after[i]-filled[i]) * float64(time.Minute) / float64(hold))
+		l.after[i] = time.Duration(float64(after[i]-filled[i]) * minute)
 	}
 	return l, s.complete(ctx, entries)
 }

@@ -180,12 +180,12 @@ func print(all []*results, s sizes) {
 			}
 		}
 	}
-	line("\nENTRIES\tSTACK\tCPU TO REPLICATE, ACTIVE\tSTANDBY\tCPU PER MINUTE AFTER, ACTIVE\tSTANDBY\tMEMORY, ACTIVE\tSTANDBY\tWITHOUT ENTRIES")
+	line("\nENTRIES\tSTACK\tCPU PER MINUTE BEFORE, ACTIVE\tSTANDBY\tTO REPLICATE, ACTIVE\tSTANDBY\tPER MINUTE AFTER, ACTIVE\tSTANDBY\tMEMORY, ACTIVE\tSTANDBY\tWITHOUT ENTRIES")
 	for i := range s.entries {
 		for _, r := range all {
 			if i < len(r.loads) {
 				l := r.loads[i]
-				line("%d\t%s\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB", l.entries, r.stack, ms(l.fill[0]), ms(l.fill[1]), ms(l.after[0]), ms(l.after[1]), l.memory[0], l.memory[1], l.idle)
+				line("%d\t%s\t%v\t%v\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB", l.entries, r.stack, ms(l.before[0]), ms(l.before[1]), ms(l.fill[0]), ms(l.fill[1]), ms(l.after[0]), ms(l.after[1]), l.memory[0], l.memory[1], l.idle)
 			}
 		}
 	}
