@@ -219,7 +219,8 @@ func DefaultUnderlay(ctx context.Context, host kernel.Host, name string) (netip.
 		return netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addresses {
-		if a.Link == index && a.Prefix.Addr().Is4() && !a.LinkLocal {
+		// A HaVip that a former agent left behind is not the node's own.
+		if a.Link == index && a.Prefix.Addr().Is4() && !a.LinkLocal && a.Protocol != desired.HaVipProtocol {
 			return a.Prefix, nil
 		}
 	}
