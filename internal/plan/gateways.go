@@ -95,6 +95,11 @@ func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 	return all, chosen
 }
 
+// twins are two next hops to each gateway. The kernel notes that a flow is busy
+// only where it has a choice (fib_select_path, net/ipv4/fib_semantics.c): a group
+// of one member would let every flow go when a second joins.
+var twins = []string{"", "/2"}
+
 // ways returns the route to an attachment's destinations by the chosen gateways,
 // with what it needs. Attachments of several groups use a nexthop object even
 // when only one is alive: flows must stay when another joins.
@@ -110,9 +115,11 @@ func (b *builder) ways(a *intent.Attachment, link string, chosen []gateway) (r d
 	}
 	var members []uint32
 	for _, g := range chosen {
-		id := b.number(a.ObjectName(), g.group.ObjectName())
-		b.state.Nexthops[desired.NexthopKey{ID: id}] = desired.Nexthop{Link: link, Via: g.group.Tunnel(), Onlink: true}
-		members = append(members, id)
+		for _, twin := range twins {
+			id := b.number(a.ObjectName(), g.group.ObjectName()+twin)
+			b.state.Nexthops[desired.NexthopKey{ID: id}] = desired.Nexthop{Link: link, Via: g.group.Tunnel(), Onlink: true}
+			members = append(members, id)
+		}
 	}
 	slices.Sort(members)
 	id := b.number(a.ObjectName(), "")
