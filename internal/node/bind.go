@@ -257,7 +257,7 @@ func (n *Node) endFlows(old, want *intent.Binding) {
 	}
 }
 
-// Unbind undoes a pod's binding; its flows end within a moment, and before
+// Unbind undoes a pod's binding; its flows end within a second, and before
 // another Bind for the address returns. removed is false if there
 // is none, or one of another owner while owner is not "". It is idempotent.
 func (n *Node) Unbind(ctx context.Context, pod netip.Addr, owner string) (removed bool, err error) {

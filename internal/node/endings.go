@@ -19,6 +19,9 @@ const (
 	// flows takes a walk through the kernel's whole table, 20 ms on a host with
 	// 262,144 buckets, and pods may end fifty times a second.
 	walkShare = 4
+	// unhurried is how long flows that nobody waits for may go on: the kernel
+	// keeps an exchange of steers waiting while it walks.
+	unhurried = time.Second
 	// fewPods is up to how many pods are each looked for by a walk that the
 	// kernel filters. Beyond, all flows are listed once.
 	fewPods = 3
@@ -32,7 +35,8 @@ type ender struct {
 	mu      sync.Mutex
 	waiting map[netip.Addr]*ending
 	walking map[netip.Addr]*ending
-	wake    chan struct{} // buffered, 1
+	wake    chan struct{} // buffered, 1: there is something to end
+	hurry   chan struct{} // buffered, 1: somebody waits for it
 }
 
 // ending is what a pod's flows must go by.
@@ -43,7 +47,7 @@ type ending struct {
 }
 
 func newEnder(flows Flows, log *slog.Logger) *ender {
-	return &ender{flows: flows, log: log, waiting: map[netip.Addr]*ending{}, wake: make(chan struct{}, 1)}
+	return &ender{flows: flows, log: log, waiting: map[netip.Addr]*ending{}, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 }
 
 // end has a pod's flows in the zones ended soon.
@@ -72,6 +76,10 @@ func (e *ender) await(ctx context.Context, pod netip.Addr) error {
 			continue
 		}
 		select {
+		case e.hurry <- struct{}{}:
+		default:
+		}
+		select {
 		case <-w.done:
 			if w.err != nil {
 				return w.err
@@ -91,6 +99,12 @@ func (e *ender) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-e.wake:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.hurry:
+		case <-time.After(unhurried):
 		}
 		start := time.Now()
 		err := e.walk(ctx)

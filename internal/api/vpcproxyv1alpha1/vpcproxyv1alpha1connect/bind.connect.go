@@ -51,7 +51,7 @@ type BindServiceClient interface {
 	// attachment has no path yet (see BoundAttachment.ready). Repeating it
 	// changes nothing; with other attachments it moves the pod in one step.
 	Bind(context.Context, *connect.Request[vpcproxyv1alpha1.BindRequest]) (*connect.Response[vpcproxyv1alpha1.BindResponse], error)
-	// Unbind makes a pod use none, and has its flows ended: within a moment, and
+	// Unbind makes a pod use none, and has its flows ended: within a second, and
 	// before another Bind for the address answers. A pod that is not bound is
 	// success.
 	Unbind(context.Context, *connect.Request[vpcproxyv1alpha1.UnbindRequest]) (*connect.Response[vpcproxyv1alpha1.UnbindResponse], error)
@@ -121,7 +121,7 @@ type BindServiceHandler interface {
 	// attachment has no path yet (see BoundAttachment.ready). Repeating it
 	// changes nothing; with other attachments it moves the pod in one step.
 	Bind(context.Context, *connect.Request[vpcproxyv1alpha1.BindRequest]) (*connect.Response[vpcproxyv1alpha1.BindResponse], error)
-	// Unbind makes a pod use none, and has its flows ended: within a moment, and
+	// Unbind makes a pod use none, and has its flows ended: within a second, and
 	// before another Bind for the address answers. A pod that is not bound is
 	// success.
 	Unbind(context.Context, *connect.Request[vpcproxyv1alpha1.UnbindRequest]) (*connect.Response[vpcproxyv1alpha1.UnbindResponse], error)
