@@ -97,7 +97,9 @@ func TestBGPWithoutController(t *testing.T) {
 		t.Errorf("%s\n%s", peers, paths)
 	}
 	typeLines(t, p.VPCs["red"].Machine, "ip link set "+red.Port+" down")
-	eventually(t, routed, func(ctx context.Context) error {
+	// A host that has just started believes that nobody is alive only when all
+	// have had the time of a restart to tell.
+	eventually(t, bgpRestart+routed, func(ctx context.Context) error {
 		out, err := p.Hosts[0].Run(ctx, "ip", "route", "show", "table", "all", "proto", "176")
 		if err == nil && strings.Contains(out, topo.Subnet.String()) {
 			err = errors.New(out)
