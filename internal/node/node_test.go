@@ -187,9 +187,11 @@ func TestProxyAttachDetach(t *testing.T) {
 	fake := proxyMachine(t)
 	m := newMachine(t, "proxy", fake)
 	m.node.SetIntent(tenants(1, "red", "blue"))
-	m.until("both attachments in place", applied(1))
-	s := m.node.Status()
-	if len(s.Attachments) != 2 || !s.Attachments[0].Ready || s.Attachments[0].Role != intent.RoleProxy {
+	// An ENI is without its addresses for the moment of its move, and planned so.
+	m.until("both attachments in place", func(s Status) bool {
+		return applied(1)(s) && len(s.Attachments) == 2 && s.Attachments[0].Ready && s.Attachments[1].Ready
+	})
+	if s := m.node.Status(); s.Attachments[0].Role != intent.RoleProxy {
 		t.Errorf("attachments: %+v", s.Attachments)
 	}
 	for ns, eni := range map[string]string{"vpx-red": "eth1", "vpx-blue": "eth2"} {
@@ -242,12 +244,16 @@ func TestENIThatComesLater(t *testing.T) {
 		return len(s.Attachments) == 1 && !s.Attachments[0].Ready && strings.Contains(fmt.Sprint(s.Problems), "no interface with name eth1")
 	})
 	fake.Plug("", kernel.Link{Name: "eth0", MAC: "02:00:00:00:04:04", MTU: 1500, Up: true})
-	index := fake.Plug("", kernel.Link{Name: "eth1", MAC: "02:00:00:00:65:0a", MTU: 1500, Up: true})
+	// It is taken away as soon as it has its name.
+	index := fake.Plug("", kernel.Link{Name: "eth9", MAC: "02:00:00:00:65:0a", MTU: 1500})
 	h, _ := fake.In("")
 	for i, p := range []string{"192.168.4.4/24", "172.16.101.10/24"} {
 		if err := h.AddAddress(t.Context(), kernel.Address{Link: index - 1 + i, Prefix: netip.MustParsePrefix(p)}); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := h.SetLinkName(t.Context(), index, "eth1"); err != nil {
+		t.Fatal(err)
 	}
 	m.until("the ENI is taken", func(s Status) bool { return s.InSync && len(s.Problems) == 0 && s.Attachments[0].Ready })
 	if got := links(t, fake, "vpx-red"); !strings.Contains(got, "eth1") {
