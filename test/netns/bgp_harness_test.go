@@ -28,7 +28,7 @@ const (
 	// can be heard again.
 	bgpSettle = 10 * time.Second
 	// routed is how long news may take from one kernel to another's.
-	routed = 3 * time.Second
+	routed = 8 * time.Second
 )
 
 // bgpLayout is two proxies, each a group of its own, with an interface in red.
