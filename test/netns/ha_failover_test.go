@@ -111,6 +111,7 @@ func freezeActive(t *testing.T, p *pair) {
 		t.Fatal(err)
 	}
 	eventually(t, soon, func(context.Context) error { return claimed(p.outer, start, p.outerMAC(1)) })
+	eventually(t, soon, func(context.Context) error { return claimed(p.inner, start, p.innerMAC(1)) })
 	p.moved(t, start, 0, 1, detection, time.Hour)
 	p.served(t)
 	adverts := p.watch(t, p.Proxies[0].Machine, "eth0", func(packet traffic.Packet) bool {
