@@ -84,6 +84,33 @@ func TestNobodyIsAlive(t *testing.T) {
 	}
 }
 
+// TestDrainedWithoutNews has a host that has heard nobody go by the intent, and
+// not by a group that is drained.
+func TestDrainedWithoutNews(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		drained []string
+		want    string
+	}{
+		{"nobody", nil, "100.64.0.4"},
+		{"the first", []string{"proxy"}, "100.64.0.5"},
+		{"all", []string{"proxy", "second"}, "100.64.0.4"},
+	} {
+		set := shared()
+		for _, n := range tc.drained {
+			set.Node(n).Spec.Cordoned = true
+		}
+		for _, live := range []*Live{nil, {Unsure: true}} {
+			facts := Facts{UnderlayLink: "eth0", UnderlayMTU: 1500, Hashing: HashResilient, Live: live}
+			for k := range Build("host", set, facts, testConfig).State.Neighbors {
+				if k.Addr != addr(tc.want) {
+					t.Errorf("%s drained, live %v: by %s, want %s", tc.name, live, k.Addr, tc.want)
+				}
+			}
+		}
+	}
+}
+
 // TestHostThatMoved is admitted, and answered, where it says that it is.
 func TestHostThatMoved(t *testing.T) {
 	facts, moved := proxyFacts(), addr("192.168.80.99")

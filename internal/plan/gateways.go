@@ -56,7 +56,8 @@ type gateway struct {
 }
 
 // gateways returns the groups that can carry an attachment, and of these the ones
-// that do: by BGP, all that are alive and preferred; without it, the first.
+// that do: by BGP, all that are alive and preferred; without it, the first that
+// is not drained.
 func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 	for _, g := range b.set.GroupsOf(a) {
 		nbma := b.outer(g)
@@ -73,7 +74,7 @@ func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 		return nil, nil
 	}
 	if b.facts.Live == nil {
-		return all, all[:1]
+		return all, b.first(all)
 	}
 	best := uint32(0)
 	for _, l := range b.facts.Live.Gateways[a.ObjectName()] {
@@ -87,12 +88,25 @@ func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 		chosen = append(chosen, all[i])
 	}
 	if len(chosen) == 0 && b.facts.Live.Unsure {
-		return all, all[:1]
+		return all, b.first(all)
 	}
 	if len(chosen) == 0 {
 		b.problem(a, "no proxy that serves it is alive: none announces it by BGP; see `vpcproxyctl bgp explain`")
 	}
 	return all, chosen
+}
+
+// first returns the first group that has a member which is not cordoned; if all
+// are, the first, which carries on with what it still gets.
+func (b *builder) first(all []gateway) []gateway {
+	drained := func(m intent.Member) bool {
+		n := b.set.Node(m.Node)
+		return n == nil || n.Spec.Cordoned
+	}
+	i := slices.IndexFunc(all, func(g gateway) bool {
+		return slices.ContainsFunc(g.group.Spec.Members, func(m intent.Member) bool { return !drained(m) })
+	})
+	return all[max(i, 0):][:1]
 }
 
 // twins are two next hops to each gateway. The kernel notes that a flow is busy

@@ -14,6 +14,7 @@ func TestBGPFollowsWhoIsAlive(t *testing.T) {
 	w := newRouted(t, bgpLayout)
 	w.startReflector(t, 0)
 	w.startNodes(t)
+	w.agents["host1"].knows(t, 2)
 	w.through(t, soon, 0)
 	for _, s := range []struct {
 		name string

@@ -28,7 +28,7 @@ const (
 	// can be heard again.
 	bgpSettle = 10 * time.Second
 	// routed is how long news may take from one kernel to another's.
-	routed = 8 * time.Second
+	routed = 2 * time.Second
 )
 
 // bgpLayout is two proxies, each a group of its own, with an interface in red.
@@ -195,6 +195,18 @@ func (a *agent) hears(t *testing.T, neighbors int) {
 // has waits until an agent has so many routes in use that neighbors told it now.
 func (a *agent) has(t *testing.T, routes int) {
 	t.Helper()
+	a.heard(t, routes, (*apiv1.BGPRoute).GetUsed)
+}
+
+// knows waits until an agent accepts so many routes that neighbors told it now,
+// in use or not.
+func (a *agent) knows(t *testing.T, routes int) {
+	t.Helper()
+	a.heard(t, routes, (*apiv1.BGPRoute).GetAccepted)
+}
+
+func (a *agent) heard(t *testing.T, routes int, counts func(*apiv1.BGPRoute) bool) {
+	t.Helper()
 	eventually(t, soon, func(ctx context.Context) error {
 		resp, err := a.bgp(ctx)
 		if err != nil {
@@ -202,12 +214,12 @@ func (a *agent) has(t *testing.T, routes int) {
 		}
 		n := 0
 		for _, r := range resp.GetReceived() {
-			if r.GetUsed() && !r.GetKept() {
+			if counts(r) && !r.GetKept() {
 				n++
 			}
 		}
 		if n != routes {
-			return fmt.Errorf("%s uses %d routes, want %d: %v", a.Name, n, routes, resp.GetReceived())
+			return fmt.Errorf("%s has %d such routes, want %d: %v", a.Name, n, routes, resp.GetReceived())
 		}
 		return nil
 	})

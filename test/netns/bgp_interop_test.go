@@ -97,7 +97,7 @@ func TestBGPInterop(t *testing.T) {
 			}
 			host := w.agents["host1"]
 			host.hears(t, 1)
-			host.has(t, 1)
+			host.knows(t, 2)
 			w.agents["proxy1"].has(t, 1)
 			w.through(t, soon, 0)
 			w.cordon(t, 0, true)
