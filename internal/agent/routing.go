@@ -37,6 +37,8 @@ const (
 	// told that all is announced: a lone proxy becomes active in less than a
 	// second at the default interval.
 	electionWait = 2 * time.Second
+	// leaveTimeout bounds the goodbyes; the sessions end with the process.
+	leaveTimeout = 5 * time.Second
 )
 
 // routing is a node's part in BGP.
@@ -161,8 +163,9 @@ func (r *routing) start(ctx context.Context, run func(func(context.Context) erro
 }
 
 // follow speaks with the neighbors once all is announced that can be, and hands
-// the node what they say.
+// the node what they say. At the end it says goodbye, if it is to.
 func (r *routing) follow(ctx context.Context) error {
+	defer r.part()
 	if !r.announced(ctx) {
 		return nil
 	}
@@ -197,6 +200,18 @@ func (r *routing) follow(ctx context.Context) error {
 		case <-save.C:
 			saved = r.save(saved)
 		}
+	}
+}
+
+// part says goodbye to the neighbors if the configuration has it so.
+func (r *routing) part() {
+	if r.cfg.OnStop != config.BGPLeave {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	if err := r.speaker.Leave(ctx); err != nil {
+		r.log.Warn("no goodbye to the BGP neighbors", "err", err)
 	}
 }
 

@@ -23,6 +23,14 @@ const (
 	BGPReflector = "reflector"
 )
 
+// What an agent leaves behind when it is told to stop.
+const (
+	// BGPKeep has neighbors keep the node's routes until it is back.
+	BGPKeep = "keep"
+	// BGPLeave withdraws them.
+	BGPLeave = "leave"
+)
+
 // BGP is about the routing protocol.
 type BGP struct {
 	Mode            string
@@ -34,6 +42,7 @@ type BGP struct {
 	Announcers      []netip.Prefix
 	HoldTime        time.Duration
 	GracefulRestart time.Duration
+	OnStop          string
 	PasswordFile    string
 	Families        []string
 	Hops            uint32

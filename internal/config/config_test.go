@@ -93,7 +93,7 @@ func TestFile(t *testing.T) {
 		Zone: "zone-a",
 		BGP: BGP{
 			Mode: "client", ASN: 4200000000, Port: 1179, Address: netip.MustParseAddr("192.168.80.9"), Reflectors: []netip.Addr{netip.MustParseAddr("192.168.4.9")},
-			HoldTime: 9 * time.Second, GracefulRestart: time.Minute, Hops: 2, Families: []string{"vpnv4"}, MaxPrefixes: 100000, FlowIdle: 2 * time.Minute,
+			HoldTime: 9 * time.Second, GracefulRestart: time.Minute, OnStop: "keep", Hops: 2, Families: []string{"vpnv4"}, MaxPrefixes: 100000, FlowIdle: 2 * time.Minute,
 		},
 	}
 	opts := cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}

@@ -105,6 +105,8 @@ var settings = []setting{
 		duration(func(c *Config) *time.Duration { return &c.BGP.HoldTime })},
 	{"bgp.gracefulRestart", "20s", "How long neighbors keep routes after a session broke without a goodbye, as when an agent is restarted; a machine that has died is believed alive as much longer. 0s is not at all.",
 		duration(func(c *Config) *time.Duration { return &c.BGP.GracefulRestart })},
+	{"bgp.onStop", BGPKeep, "What an agent that is told to stop leaves to its neighbors: keep has them keep its routes for bgp.gracefulRestart, so that an upgrade moves nothing; leave says goodbye, and traffic goes elsewhere at once.",
+		enum(func(c *Config) *string { return &c.BGP.OnStop }, BGPKeep, BGPLeave)},
 	{"bgp.passwordFile", "", "File with the key that TCP segments of sessions are signed with (TCP MD5, RFC 2385), the same on every node. Left out, they are not signed.",
 		text("path", func(c *Config) *string { return &c.BGP.PasswordFile })},
 	{"bgp.hops", "0", "How many routers a neighbor may be away, plus one; what comes from farther is dropped (RFC 5082). 0 accepts any distance.",

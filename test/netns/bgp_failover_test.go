@@ -13,14 +13,14 @@ import (
 func TestBGPFollowsWhoIsAlive(t *testing.T) {
 	w := newRouted(t, bgpLayout)
 	w.startReflector(t, 0)
-	w.startNodes(t)
+	w.startNodes(t, "onStop: leave")
 	w.agents["host1"].knows(t, 2)
 	w.through(t, soon, 0)
 	for _, s := range []struct {
 		name string
 		test func(*testing.T, *routedWorld)
 	}{
-		{"drain", drain}, {"lost ENI", loseENI}, {"dead carrier", loseCarrier}, {"zone gone and back", loseZone},
+		{"drain", drain}, {"lost ENI", loseENI}, {"dead carrier", loseCarrier}, {"goodbye", sayGoodbye}, {"zone gone and back", loseZone},
 	} {
 		t.Run(s.name, func(t *testing.T) { s.test(t, w) })
 		if t.Failed() {
@@ -63,6 +63,17 @@ func loseCarrier(t *testing.T, w *routedWorld) {
 	w.through(t, routed, 1)
 	typeLines(t, w.VPCs["red"].Machine, "ip link set "+port+" up")
 	w.through(t, routed, 0)
+}
+
+// sayGoodbye stops the preferred proxy's agent for good.
+func sayGoodbye(t *testing.T, w *routedWorld) {
+	a := w.agents["proxy1"]
+	if err := a.process.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.through(t, routed, 1)
+	a.restart(t)
+	w.through(t, soon, 0)
 }
 
 // loseZone hangs the proxy of the host's zone: nobody withdraws anything.
