@@ -69,6 +69,15 @@ func (s *Set) GroupOn(a *Attachment, node string) *ProxyGroup {
 	return nil
 }
 
+// Drained tells whether every member of a group is cordoned: it only carries on
+// with what it still gets.
+func (s *Set) Drained(g *ProxyGroup) bool {
+	return !slices.ContainsFunc(g.Spec.Members, func(m Member) bool {
+		n := s.Node(m.Node)
+		return n != nil && !n.Spec.Cordoned
+	})
+}
+
 // groupField is how errors call the i-th Service's name.
 func (a *Attachment) groupField(i int) string {
 	if len(a.Spec.Groups) > 0 {

@@ -221,6 +221,15 @@ func TestTableKeeps(t *testing.T) {
 	gateways("g1 g2", nil, synced(false, false))
 	now = now.Add(time.Hour)
 	gateways("g1 g2", nil, synced(false, false))
+	// Who is drained meanwhile says so by the intent alone; routes that the
+	// speaker still has from before are no better.
+	drained := world()
+	drained.Node("p1").Spec.Cordoned, drained.Node("p2").Spec.Cordoned = true, true
+	table.SetIntent(drained)
+	gateways("g2", nil, synced(false, false)) // p3 is not drained
+	gateways("g2", both, synced(false, false))
+	table.SetIntent(world())
+	gateways("g1 g2", nil, synced(false, false))
 	// It comes back and does not know everything yet.
 	gateways("g1 g2", nil, synced(true, false))
 	one = fresh(one...)

@@ -15,7 +15,8 @@ import (
 // Table turns what is heard into what is believed to be alive. While no
 // neighbor can be heard, and for a while after one can be again, it keeps what
 // was believed last: a reflector that has just started does not know yet what
-// it will. It is not safe for concurrent use.
+// it will. What is kept of a group that the intent has drained meanwhile is not
+// believed. It is not safe for concurrent use.
 type Table struct {
 	node   string
 	cfg    Config
@@ -75,14 +76,15 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session
 	for _, r := range routes {
 		t.newest = max(t.newest, r.Seq)
 		v := t.judge.judge(r)
-		judged = append(judged, Judged{Route: r, Verdict: v})
-		if v.Reason != Accepted {
+		old := r.Seq <= t.mark // of before nobody could be heard: a graceful restart
+		judged = append(judged, Judged{Route: r, Verdict: v, Kept: old})
+		if v.Reason != Accepted || old && t.drained(v) {
 			continue
 		}
 		if have, ok := believed[r.NLRI]; !ok || better(r, have) {
 			believed[r.NLRI] = r
 		}
-		if r.Seq > t.mark {
+		if !old {
 			delete(t.kept, r.NLRI) // from now on, what neighbors say counts
 		}
 	}
@@ -92,7 +94,7 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session
 		}
 		v := t.judge.judge(r)
 		judged = append(judged, Judged{Route: r, Verdict: v, Kept: true})
-		if v.Reason == Accepted {
+		if v.Reason == Accepted && !t.drained(v) {
 			believed[n] = r
 		}
 	}
@@ -107,6 +109,11 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session
 	live = t.alive()
 	live.Unsure = unsure
 	return live, judged, again
+}
+
+// drained tells whether the intent has withdrawn what nobody is heard to.
+func (t *Table) drained(v Verdict) bool {
+	return v.Attachment != "" && t.set.Drained(t.set.Group(v.Group))
 }
 
 // listen notes whether anybody can be heard, and ends the keeping.

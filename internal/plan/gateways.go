@@ -96,16 +96,9 @@ func (b *builder) gateways(a *intent.Attachment) (all, chosen []gateway) {
 	return all, chosen
 }
 
-// first returns the first group that has a member which is not cordoned; if all
-// are, the first, which carries on with what it still gets.
+// first returns the first group that is not drained; if all are, the first.
 func (b *builder) first(all []gateway) []gateway {
-	drained := func(m intent.Member) bool {
-		n := b.set.Node(m.Node)
-		return n == nil || n.Spec.Cordoned
-	}
-	i := slices.IndexFunc(all, func(g gateway) bool {
-		return slices.ContainsFunc(g.group.Spec.Members, func(m intent.Member) bool { return !drained(m) })
-	})
+	i := slices.IndexFunc(all, func(g gateway) bool { return !b.set.Drained(g.group) })
 	return all[max(i, 0):][:1]
 }
 
