@@ -59,7 +59,7 @@ func Listen(ctx context.Context, a Address, creds *pki.Credentials, log *slog.Lo
 		if err := os.Chmod(a.path, 0o600); err != nil {
 			return nil, errors.Join(fmt.Errorf("listen on %s: %w", a, err), l.Close())
 		}
-		return &Listener{&localListener{Listener: l, log: log}, a}, nil
+		return &Listener{&localListener{Listener: l, owner: uint32(os.Geteuid()), log: log}, a}, nil //nolint:gosec // a uid is not negative
 	case a.IsZero():
 		return nil, errors.New("no address to listen on is given; want unix:///PATH or https://HOST:PORT")
 	case creds == nil:
@@ -96,6 +96,7 @@ func removeStale(ctx context.Context, a Address) error {
 // localListener accepts root and the user of this process.
 type localListener struct {
 	net.Listener
+	owner   uint32
 	log     *slog.Logger
 	refused sync.Once
 }
@@ -107,7 +108,7 @@ func (l *localListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		uid, err := peerUID(c)
-		if err == nil && (uid == 0 || uid == uint32(os.Geteuid())) { //nolint:gosec // a uid is not negative
+		if err == nil && (uid == 0 || uid == l.owner) {
 			return &localConn{c, uid}, nil
 		}
 		l.refused.Do(func() {

@@ -77,6 +77,11 @@ func serve(t *testing.T, a Address, creds *pki.Credentials) Address {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, l)
+}
+
+func serveOn(t *testing.T, l *Listener) Address {
+	t.Helper()
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, _ := PeerFrom(r.Context())
 		_, _ = fmt.Fprintf(w, "%s %s\n", p, r.Proto)
@@ -199,14 +204,22 @@ func dialAs(path string) int {
 	return 0
 }
 
+// Root tries it as another user. Anybody else is one himself, of a socket that is
+// said to be somebody else's.
 func TestOtherUsersAreTurnedAway(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to run a process as another user")
-	}
-	const nobody = 65534
 	dir := t.TempDir()
 	path := filepath.Join(dir, "c.sock")
-	serve(t, mustParse(t, "unix://"+path), nil)
+	l, err := Listen(t.Context(), mustParse(t, "unix://"+path), nil, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := uint32(os.Geteuid()) //nolint:gosec // a uid is not negative
+	clients := map[uint32]int{0: 0, nobody: 3}
+	if self != 0 {
+		l.Listener.(*localListener).owner = self + 1
+		clients = map[uint32]int{self: 3}
+	}
+	serveOn(t, l)
 	binary := filepath.Join(dir, "client")
 	copyFile(t, os.Args[0], binary)
 	for _, f := range []struct {
@@ -217,10 +230,12 @@ func TestOtherUsersAreTurnedAway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for uid, want := range map[uint32]int{0: 0, nobody: 3} {
+	for uid, want := range clients {
 		cmd := exec.CommandContext(t.Context(), binary)
 		cmd.Env = []string{"TRANSPORT_TEST_DIAL=" + path}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if uid != self {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		}
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		_ = cmd.Run()
@@ -229,6 +244,9 @@ func TestOtherUsersAreTurnedAway(t *testing.T) {
 		}
 	}
 }
+
+// nobody is a user of every system.
+const nobody = 65534
 
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
