@@ -125,7 +125,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 		n.group = vrrp.GroupIPv4
 	}
 	if len(cfg.Keys) > 0 {
-		if n.sealer, err = vrrp.NewSealer(cfg.Keys, cfg.SendKey, vrrp.FirstSequence(time.Now())); err != nil {
+		if n.sealer, err = vrrp.NewSealer(cfg.Keys, cfg.SendKey, nil); err != nil {
 			return nil, fmt.Errorf("ha: instance %q: %w", cfg.Instance.Name, err)
 		}
 		n.verifier, err = vrrp.NewVerifier(vrrp.VerifierConfig{Keys: cfg.Keys, Optional: cfg.AuthOptional, Freshness: cfg.Freshness})

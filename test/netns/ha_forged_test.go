@@ -21,7 +21,7 @@ import (
 type forger struct {
 	*pair
 	keys vrrp.Keys
-	next uint64
+	next time.Time // whose sequence comes next
 }
 
 func (f *forger) source(i int) netip.Addr { return f.Proxies[i].Underlay }
@@ -32,10 +32,10 @@ func (f *forger) advert(t *testing.T, from int, vrid, priority uint8, keys vrrp.
 	var sealer *vrrp.Sealer
 	if keys != nil {
 		var err error
-		if sealer, err = vrrp.NewSealer(keys, 1, f.next); err != nil {
+		if sealer, err = vrrp.NewSealer(keys, 1, func() time.Time { return f.next }); err != nil {
 			t.Fatal(err)
 		}
-		f.next++
+		f.next = f.next.Add(time.Microsecond)
 	}
 	a := vrrp.Advertisement{VRID: vrid, Priority: priority, Interval: f.interval, Addresses: []netip.Addr{outerVip}}
 	b, err := a.Append(nil, f.source(from), f.source(1-from), vrrp.RFC9568, sealer)
@@ -64,7 +64,7 @@ func TestForgedAdverts(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newPair(t, 300*time.Millisecond, "ha: {keys: "+file+"}", metricsConfig)
-	f := &forger{pair: p, keys: vrrp.Keys{1: key}, next: vrrp.FirstSequence(time.Now())}
+	f := &forger{pair: p, keys: vrrp.Keys{1: key}, next: time.Now()}
 	recorded := f.record(t)
 	stranger := vrrp.Keys{1: bytes.Repeat([]byte{1}, 32)}
 	const passive = 1 // the active one hears what the standby seems to say

@@ -36,17 +36,24 @@ func (k Keys) check() error {
 	return nil
 }
 
+// keepUp is how far a sender's sequence may fall behind its clock: little
+// against VerifierConfig.Freshness, and so much that adverts which overtake each
+// other are nearly always neighbors, which the replay window has room for.
+const keepUp = 10 * time.Second
+
 // Sealer appends trailers. Not safe for concurrent use.
 type Sealer struct {
 	id   uint8
 	key  []byte
+	now  func() time.Time
 	next uint64
 }
 
-// NewSealer returns a sealer that uses keys[id] and numbers its messages from
-// the sequence first on. A sender must not use a sequence twice with one key,
-// nor after a restart one below: FirstSequence gives a first from the clock.
-func NewSealer(keys Keys, id uint8, first uint64) (*Sealer, error) {
+// NewSealer returns a sealer that uses keys[id]. Its sequences begin at SequenceAt
+// the time, count adverts, and keep up with the clock, so that a receiver which starts
+// later finds them fresh; they never go back while the sealer lives. now is the wall
+// clock; nil is time.Now.
+func NewSealer(keys Keys, id uint8, now func() time.Time) (*Sealer, error) {
 	if err := keys.check(); err != nil {
 		return nil, err
 	}
@@ -54,20 +61,32 @@ func NewSealer(keys Keys, id uint8, first uint64) (*Sealer, error) {
 	if !ok {
 		return nil, fmt.Errorf("vrrp: no key with id %d to send with: add it to the keys", id)
 	}
-	return &Sealer{id: id, key: key, next: first}, nil
+	if now == nil {
+		now = time.Now
+	}
+	return &Sealer{id: id, key: key, now: now}, nil
 }
 
-// FirstSequence is the sequence of a sender that starts now: microseconds since
-// 1970. It grows faster than a sender counts, which sends less often than that.
-func FirstSequence(now time.Time) uint64 { return uint64(now.UnixMicro()) }
+// SequenceAt is the sequence that belongs to a time: microseconds since 1970. It
+// grows faster than a sender counts, which sends less often than that: a sender
+// that restarts begins above where it was, unless its clock has been set back.
+func SequenceAt(t time.Time) uint64 { return uint64(max(t.UnixMicro(), 1)) }
+
+// sequence returns the next one.
+func (s *Sealer) sequence() uint64 {
+	s.next++
+	if at := SequenceAt(s.now()); s.next == 1 || at > s.next+uint64(keepUp.Microseconds()) {
+		s.next = at
+	}
+	return s.next
+}
 
 // seal appends the trailer to the message that begins at b[start] and whose
 // checksum field is zero.
 func (s *Sealer) seal(b []byte, start int, src, dst netip.Addr) []byte {
 	b = append(b, trailerMagic...)
 	b = append(b, s.id, 0, 0, 0)
-	b = binary.BigEndian.AppendUint64(b, s.next)
-	s.next++
+	b = binary.BigEndian.AppendUint64(b, s.sequence())
 	return append(b, mac(s.key, b[start:], src, dst)...)
 }
 
@@ -160,7 +179,7 @@ func (v *Verifier) fresh(seq uint64) bool {
 	if v.cfg.Freshness == 0 {
 		return true
 	}
-	now, limit := FirstSequence(v.cfg.Now()), uint64(v.cfg.Freshness.Microseconds())
+	now, limit := SequenceAt(v.cfg.Now()), uint64(v.cfg.Freshness.Microseconds())
 	return max(now, seq)-min(now, seq) <= limit
 }
 

@@ -10,9 +10,14 @@ import (
 
 var testKeys = Keys{1: []byte("0123456789abcdef"), 2: []byte("fedcba9876543210")}
 
+// at is a clock that stands at the time of a sequence.
+func at(sequence uint64) func() time.Time {
+	return func() time.Time { return time.UnixMicro(int64(sequence)) }
+}
+
 func sealer(t *testing.T, keys Keys, id uint8, first uint64) *Sealer {
 	t.Helper()
-	s, err := NewSealer(keys, id, first)
+	s, err := NewSealer(keys, id, at(first))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +56,7 @@ func forge(b []byte, at int) []byte {
 
 func TestForgedAdvertIsDiscarded(t *testing.T) {
 	good := encode(t, sample4, src4, dst4, RFC9568, sealer(t, testKeys, 1, 1000))
-	at := func(offset int) int { return headerLen + ipv4Len + offset }
+	trailer := func(offset int) int { return headerLen + ipv4Len + offset }
 	for _, c := range []struct {
 		name string
 		b    []byte
@@ -61,10 +66,10 @@ func TestForgedAdvertIsDiscarded(t *testing.T) {
 		{"other priority", forge(good, 2), AuthInvalid},
 		{"other interval", forge(good, 5), AuthInvalid},
 		{"other address", forge(good, headerLen), AuthInvalid},
-		{"other reserved byte", forge(good, at(5)), AuthInvalid},
-		{"other sequence", forge(good, at(15)), AuthInvalid},
-		{"other HMAC", forge(good, at(trailerLen-1)), AuthInvalid},
-		{"no such magic", forge(good, at(0)), AuthMissing},
+		{"other reserved byte", forge(good, trailer(5)), AuthInvalid},
+		{"other sequence", forge(good, trailer(15)), AuthInvalid},
+		{"other HMAC", forge(good, trailer(trailerLen-1)), AuthInvalid},
+		{"no such magic", forge(good, trailer(0)), AuthMissing},
 		{"unknown key", encode(t, sample4, src4, dst4, RFC9568, sealer(t, Keys{9: testKeys[1]}, 9, 1)), AuthKey},
 		{"the right id of another key", encode(t, sample4, src4, dst4, RFC9568, sealer(t, Keys{1: testKeys[2]}, 1, 1)), AuthInvalid},
 		{"no trailer", encode(t, sample4, src4, dst4, RFC9568, nil), AuthMissing},
@@ -169,7 +174,7 @@ func TestFreshnessIsAskedOnFirstContactOnly(t *testing.T) {
 	v := verifier(t, VerifierConfig{Keys: testKeys, Freshness: time.Minute, Now: func() time.Time { return now }})
 	try := func(when time.Time, want error) {
 		t.Helper()
-		b := encode(t, sample4, src4, dst4, RFC9568, sealer(t, testKeys, 1, FirstSequence(when)))
+		b := encode(t, sample4, src4, dst4, RFC9568, sealer(t, testKeys, 1, SequenceAt(when)))
 		if _, err := Parse(b, src4, dst4, v); !errors.Is(err, want) {
 			t.Errorf("sequence of %v: %v, want %v", when, err, want)
 		}
@@ -181,11 +186,52 @@ func TestFreshnessIsAskedOnFirstContactOnly(t *testing.T) {
 	try(now.Add(-time.Hour), nil)
 }
 
+// A receiver may start any time after a sender, and find its adverts fresh.
+func TestSequencesKeepUpWithTheClock(t *testing.T) {
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	clock := func() time.Time { return now }
+	s, err := NewSealer(testKeys, 1, clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	running := verifier(t, VerifierConfig{Keys: testKeys, Freshness: time.Minute, Now: clock})
+	var last uint64
+	send := func(why string) {
+		t.Helper()
+		b := encode(t, sample4, src4, dst4, RFC9568, s)
+		p, err := Parse(b, src4, dst4, running)
+		if err != nil {
+			t.Fatalf("%s: %v", why, err)
+		}
+		if p.Sequence <= last {
+			t.Fatalf("%s: sequence %d after %d", why, p.Sequence, last)
+		}
+		last = p.Sequence
+		if want := SequenceAt(now); last < want-uint64(keepUp.Microseconds()) {
+			t.Fatalf("%s: sequence %d is %d µs behind the clock", why, last, want-last)
+		}
+	}
+	for range 3000 { // five minutes
+		send("time goes on")
+		now = now.Add(100 * time.Millisecond)
+	}
+	started := verifier(t, VerifierConfig{Keys: testKeys, Freshness: time.Minute, Now: clock})
+	if _, err := Parse(encode(t, sample4, src4, dst4, RFC9568, s), src4, dst4, started); err != nil {
+		t.Errorf("who has just started: %v", err)
+	}
+	// The clock is stepped: who knows the sender does not notice.
+	for _, step := range []time.Duration{time.Hour, -2 * time.Hour, time.Hour} {
+		now = now.Add(step)
+		send("a step of " + step.String())
+		send("after a step of " + step.String())
+	}
+}
+
 func TestKeysAreChecked(t *testing.T) {
 	if _, err := NewVerifier(VerifierConfig{Keys: Keys{3: []byte("short")}}); err == nil || !strings.Contains(err.Error(), "key 3 has 5 bytes") {
 		t.Errorf("error %v", err)
 	}
-	if _, err := NewSealer(testKeys, 7, 0); err == nil || !strings.Contains(err.Error(), "id 7") {
+	if _, err := NewSealer(testKeys, 7, nil); err == nil || !strings.Contains(err.Error(), "id 7") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -223,7 +223,7 @@ func TestReasonsHaveNamesOfTheirOwn(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	s, err := NewSealer(testKeys, 1, 7)
+	s, err := NewSealer(testKeys, 1, at(7))
 	if err != nil {
 		f.Fatal(err)
 	}
