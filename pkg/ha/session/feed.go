@@ -219,7 +219,7 @@ func (f *feed) write(ctx context.Context) error {
 	timer := time.NewTicker(beat)
 	defer timer.Stop()
 	for {
-		active, stopped, news := f.group.isActive()
+		active, stopped, news := f.group.sends()
 		if stopped {
 			return nil
 		}

@@ -18,7 +18,10 @@ type group struct {
 	mu      sync.Mutex
 	want    Group
 	active  bool
+	turned  bool // run has come round to what active says
 	stopped bool
+	// ending ends the present turn's workers; nil before the first turn.
+	ending  context.CancelFunc
 	wake    chan struct{} // closed and replaced when the above changes
 	news    chan struct{} // closed and replaced when a table has changed
 	streams map[string]*stream
@@ -43,13 +46,20 @@ func (g *group) set(want Group) {
 	}
 }
 
+// setActive has run change the role. What a standby was about to write to its kernel
+// when it became active is not written from then on: what it would remove may be
+// a connection that has just begun, and what it would add one that has ended.
 func (g *group) setActive(active bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.active != active {
-		g.active = active
-		g.kick()
+	if g.active == active {
+		return
 	}
+	g.active, g.turned = active, false
+	if g.ending != nil {
+		g.ending()
+	}
+	g.kick()
 }
 
 func (g *group) stop() {
@@ -101,7 +111,7 @@ func (g *group) run(ctx context.Context) {
 	defer cancel()
 	workers := map[string]*worker{} // of each stream
 	var dialers []*worker
-	role, first := false, true
+	var working context.Context // of this turn's
 	defer func() {
 		for _, d := range dialers {
 			d.stop()
@@ -112,7 +122,7 @@ func (g *group) run(ctx context.Context) {
 	}()
 	for {
 		g.mu.Lock()
-		want, active, stopped, wake := g.want, g.active, g.stopped, g.wake
+		want, active, turned, stopped, wake := g.want, g.active, g.turned, g.stopped, g.wake
 		g.mu.Unlock()
 		if ctx.Err() != nil || stopped {
 			return
@@ -121,34 +131,30 @@ func (g *group) run(ctx context.Context) {
 			d.stop() // before the role of a stream changes: it writes to it
 		}
 		dialers = nil
-		turned := first || role != active
-		role, first = active, false
 		for netns, w := range workers {
 			switch {
 			case !slices.Contains(want.Namespaces, netns):
 				g.retire(netns, w)
 				delete(workers, netns)
-			case turned:
+			case !turned:
 				w.stop()
 				delete(workers, netns)
 			}
 		}
-		for _, netns := range want.Namespaces {
-			if workers[netns] != nil {
+		if !turned {
+			var ok bool
+			if working, ok = g.turn(ctx, active); !ok {
 				continue
 			}
-			s := g.open(netns)
-			work := s.sink
-			if active {
-				work = s.source
-			} else {
-				s.standBack()
+		}
+		for _, netns := range want.Namespaces {
+			if workers[netns] == nil {
+				workers[netns] = g.work(working, netns, active)
 			}
-			workers[netns] = start(ctx, work)
 		}
 		if !active {
 			for _, m := range want.Others {
-				dialers = append(dialers, start(ctx, func(ctx context.Context) { g.dial(ctx, m, want.Namespaces) }))
+				dialers = append(dialers, start(working, func(ctx context.Context) { g.dial(ctx, m, want.Namespaces) }))
 			}
 		}
 		g.announce()
@@ -157,6 +163,29 @@ func (g *group) run(ctx context.Context) {
 		case <-wake:
 		}
 	}
+}
+
+// turn begins a role, whose workers get the context; it reports false if that has
+// changed meanwhile.
+func (g *group) turn(ctx context.Context, active bool) (context.Context, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.active != active {
+		return nil, false
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	g.turned, g.ending = true, cancel
+	return ctx, true
+}
+
+// work starts what keeps a stream.
+func (g *group) work(ctx context.Context, netns string, active bool) *worker {
+	s := g.open(netns)
+	if active {
+		return start(ctx, s.source)
+	}
+	s.standBack()
+	return start(ctx, s.sink)
 }
 
 // open returns the stream of a namespace, which is made at first.
@@ -189,17 +218,37 @@ func (g *group) stream(netns string) *stream {
 	return g.streams[netns]
 }
 
-// isActive also returns what is closed when that, or anything to send, changes.
-func (g *group) isActive() (active, stopped bool, news chan struct{}) {
+// sends tells whether there is to be sent what changes here: on standby the tables
+// are another member's. news is closed when that, or anything to send, changes.
+func (g *group) sends() (yes, stopped bool, news chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.active, g.stopped, g.news
+	return g.active && g.turned, g.stopped, g.news
 }
 
 func (g *group) hasMember(node string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.ContainsFunc(g.want.Others, func(m Member) bool { return m.Node == node })
+}
+
+// copied is Manager.Copied. It waits for no stream: one is locked while a kernel's
+// table is listed.
+func (g *group) copied() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.active || !g.turned {
+		return false
+	}
+	if len(g.want.Others) == 0 || len(g.want.Namespaces) == 0 {
+		return true // there is nothing to have
+	}
+	for _, netns := range g.want.Namespaces {
+		if s := g.streams[netns]; s == nil || !s.held.Load() {
+			return false
+		}
+	}
+	return len(g.copyOf) > 0
 }
 
 func (g *group) status() GroupStatus {

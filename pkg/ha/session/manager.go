@@ -172,6 +172,14 @@ func (m *Manager) SetActive(name string, active bool) {
 	}
 }
 
+// Copied tells whether this node is on standby in a group and its kernel has all
+// that a member which is connected has sent it, whole: it could go on with that
+// one's connections. It does not wait.
+func (m *Manager) Copied(name string) bool {
+	g := m.group(name)
+	return g != nil && g.copied()
+}
+
 func (m *Manager) kick() {
 	close(m.wake)
 	m.wake = make(chan struct{})

@@ -20,6 +20,7 @@ func (s *stream) stand() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.from.epoch, s.from.seq, s.from.copying, s.from.whole = 0, 0, false, false
+	s.held.Store(false)
 }
 
 // standBack is stand of a member that begins to be on standby.
@@ -53,6 +54,7 @@ func (s *stream) apply(ctx context.Context, b *batch) error {
 	switch {
 	case b.first:
 		f.epoch, f.copying, f.whole = b.epoch, true, false
+		s.held.Store(false)
 		s.table.begin()
 	case b.epoch != f.epoch || b.after != f.seq || !f.copying && !f.whole:
 		return errGap
@@ -92,6 +94,7 @@ func (s *stream) apply(ctx context.Context, b *batch) error {
 	if err != nil {
 		s.complain(err)
 	} else if b.last {
+		s.held.Store(true)
 		s.praise()
 	}
 	return nil
@@ -142,6 +145,7 @@ func (s *stream) sink(ctx context.Context) {
 		if s.from.whole { // half a copy says nothing about the other half
 			if err = s.compare(ctx); err == nil {
 				last = conn
+				s.held.Store(true)
 			}
 		}
 		s.mu.Unlock()
@@ -155,9 +159,18 @@ func (s *stream) sink(ctx context.Context) {
 
 // compare makes the kernel like the table. The stream is locked.
 func (s *stream) compare(ctx context.Context) error {
-	conn, err := s.kernel()
+	w, err := s.difference(ctx)
 	if err != nil {
 		return err
+	}
+	return s.write(ctx, w)
+}
+
+// difference lists what the kernel has other than the table. The stream is locked.
+func (s *stream) difference(ctx context.Context) (*writes, error) {
+	conn, err := s.kernel()
+	if err != nil {
+		return nil, err
 	}
 	var w writes
 	s.table.begin()
@@ -175,7 +188,7 @@ func (s *stream) compare(ctx context.Context) error {
 		}
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.table.rest(func(e *conntrack.Entry, left int64) {
 		if left > 1 { // else it has run out
@@ -184,7 +197,7 @@ func (s *stream) compare(ctx context.Context) error {
 			w.create = append(w.create, again)
 		}
 	})
-	return s.write(ctx, &w)
+	return &w, nil
 }
 
 // writes is what to do to a kernel's table, in this order: remove, update,
@@ -194,6 +207,8 @@ type writes struct {
 	update, create []conntrack.Entry
 }
 
+// write does it, unless or until the context ends: then what the kernel has by now
+// is right, and what was to be written is not.
 func (s *stream) write(ctx context.Context, w *writes) error {
 	if len(w.remove)+len(w.update)+len(w.create) == 0 {
 		return nil

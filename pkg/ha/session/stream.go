@@ -37,6 +37,9 @@ type stream struct {
 		since      time.Time
 	}
 
+	// held is set on standby while the kernel is known to have had all of a whole copy.
+	held atomic.Bool
+
 	kernelMu sync.Mutex
 	conn     *conntrack.Conn
 	inode    uint64
@@ -127,14 +130,20 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // pacer keeps listings of the kernel's table to a twentieth of one processor:
-// the kernel walks the table of all namespaces to list one of them.
+// the kernel walks the table of all namespaces to list one of them. A listing
+// that took long because this machine was starved, or suspended, must not put the
+// next one off for longer than flows live that nobody has renewed.
 type pacer struct {
 	mu   sync.Mutex
 	next time.Time
 	busy bool
 }
 
-const idleShare = 20
+const (
+	idleShare = 20
+	// idleMost is half of the kernel's default time-out of a UDP flow that goes on.
+	idleMost = time.Minute
+)
 
 // start takes the turn, or returns when to ask again.
 func (p *pacer) start() (wait time.Duration, ok bool) {
@@ -153,5 +162,5 @@ func (p *pacer) start() (wait time.Duration, ok bool) {
 func (p *pacer) done(began time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.busy, p.next = false, time.Now().Add(idleShare*time.Since(began))
+	p.busy, p.next = false, time.Now().Add(min(idleShare*time.Since(began), idleMost))
 }
