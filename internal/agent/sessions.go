@@ -136,6 +136,10 @@ func (s *sessions) report(group string) *apiv1.SessionReport {
 	return &apiv1.SessionReport{} // the election has only begun
 }
 
+// copied tells whether a group's connections would go on here. Where they are not
+// replicated, there is nothing to wait for.
+func (s *sessions) copied(group string) bool { return s.manager == nil || s.manager.Copied(group) }
+
 // follow takes over what the elections say. It does not wait.
 func (s *sessions) follow(groups []election.Group) {
 	var want []session.Group

@@ -34,6 +34,9 @@ func (m *Manager) judge(ctx context.Context, hinted bool) {
 		if err := i.drain(ctx, e.Cordoned); err != nil {
 			continue // it has ended, or the context has
 		}
+		if err := i.behind(ctx, m.opts.Copied != nil && !m.opts.Copied(i.name)); err != nil {
+			continue
+		}
 		up := map[string]bool{trackReady: health.Ready}
 		for _, t := range e.Tracks {
 			switch t.Name {
@@ -73,6 +76,14 @@ func (i *instance) drain(ctx context.Context, on bool) error {
 	i.drained = on
 	i.mu.Unlock()
 	return nil
+}
+
+// behind posts whether the active one's connections are still to be copied.
+func (i *instance) behind(ctx context.Context, on bool) error {
+	if s := i.node.Status(); s.State == ha.Active || s.Behind == on {
+		return nil
+	}
+	return i.node.Post(ctx, ha.Behind{On: on})
 }
 
 // report posts what has changed, and tells whether anything has. A track is down

@@ -18,6 +18,12 @@ import (
 // planned for the first time.
 const trackReady = "ready"
 
+// catchUp is how long a preferred node waits, at most, for the connections of the
+// active one before it takes over: a million of them take half of that, at the
+// rate of docs/benchmarks.md. A replication that does not work must not keep the node
+// from ever taking over.
+const catchUp = time.Minute
+
 // freshness is how far the clocks of a group's proxies may be apart when one of
 // them starts, if adverts are authenticated.
 const freshness = time.Minute
@@ -76,7 +82,7 @@ func (i *instance) current() desired.Election {
 func configOf(e desired.Election) ha.Config {
 	c := ha.Config{
 		Name: e.Group, VRID: e.VRID, Priority: e.Priority, Interval: e.Interval, Sends: e.Sends,
-		Local: e.Local, Unicast: !e.Multicast, NoPreempt: e.NoPreempt, PreemptDelay: e.PreemptDelay,
+		Local: e.Local, Unicast: !e.Multicast, NoPreempt: e.NoPreempt, PreemptDelay: e.PreemptDelay, CatchUp: catchUp,
 		Tracks: []ha.Track{{Name: trackReady}},
 	}
 	for _, v := range e.HaVips {

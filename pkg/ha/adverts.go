@@ -27,11 +27,11 @@ func (m *Machine) backupHears(a Advert) {
 		m.timer = m.now + Skew(m.Priority(), m.activeInterval)
 		return
 	}
-	if a.Priority < m.Priority() && (m.preempts() && m.delayOver() || m.unwell(a)) {
+	if a.Priority < m.Priority() && (m.preempts() || m.unwell(a)) {
 		return // the timer goes on
 	}
 	if a.Priority >= m.Priority() {
-		m.preemptAt = never
+		m.lowerSince = never
 	}
 	m.activeAddr, m.activePriority = a.From, a.Priority
 	m.listen(a.Interval)
@@ -44,15 +44,27 @@ func (m *Machine) unwell(a Advert) bool {
 	return ok && a.Priority < p.Priority && m.now >= m.holdUntil
 }
 
-// delayOver says whether a lower priority has been heard for PreemptDelay.
-func (m *Machine) delayOver() bool {
-	if m.cfg.PreemptDelay == 0 {
+// preempts says whether a lower priority that is heard now is to be preempted.
+func (m *Machine) preempts() bool {
+	owner := m.cfg.Priority == vrrp.PriorityOwner
+	if m.now < m.holdUntil || m.cfg.NoPreempt && !owner {
+		return false
+	}
+	if m.lowerSince == never {
+		m.lowerSince = m.now
+	}
+	heard := m.now - m.lowerSince
+	switch {
+	case heard < m.cfg.PreemptDelay:
+		return false
+	case !m.behind || owner:
 		return true
+	case heard < m.cfg.CatchUp:
+		m.note("behind", "preferred, but behind the active one: waiting for up to %v to catch up", m.cfg.CatchUp-heard)
+		return false
 	}
-	if m.preemptAt == never {
-		m.preemptAt = m.now + m.cfg.PreemptDelay
-	}
-	return m.now >= m.preemptAt
+	m.note("too far behind", "taking over without having caught up with the active one in %v", m.cfg.CatchUp)
+	return true
 }
 
 func (m *Machine) activeHears(a Advert) {

@@ -43,6 +43,12 @@ type Config struct {
 	// PreemptDelay is how long a node of lower priority is heard before it is
 	// preempted.
 	PreemptDelay time.Duration
+	// CatchUp is how long a node that is Behind leaves one of lower priority
+	// active at most, from when it is first heard; PreemptDelay passes
+	// meanwhile. Not 0, a node counts as behind until it is reported not to be,
+	// and again whenever it has been active. It takes over from one that is
+	// gone, or not fit, all the same; an owner does not wait.
+	CatchUp time.Duration
 	// StartupDelay is how long after its start the machine stays in Initialize.
 	StartupDelay time.Duration
 	// DownAdverts is how many adverts in a row must be missing before the
@@ -121,9 +127,9 @@ func (c *Config) Validate() error {
 	if c.Local.Is6() && c.multicast() && len(c.Addresses) > 0 && !c.Addresses[0].IsLinkLocalUnicast() {
 		bad("first address %v: over IPv6 multicast it must be the virtual router's link-local address", c.Addresses[0])
 	}
-	if c.DownAdverts < 0 || c.Sends < 0 || c.Sends > maxSends || c.PreemptDelay < 0 || c.StartupDelay < 0 {
-		bad("missing adverts %d, sends %d, preempt delay %v, startup delay %v: use none below 0, and at most %d sends",
-			c.DownAdverts, c.Sends, c.PreemptDelay, c.StartupDelay, maxSends)
+	if c.DownAdverts < 0 || c.Sends < 0 || c.Sends > maxSends || c.PreemptDelay < 0 || c.CatchUp < 0 || c.StartupDelay < 0 {
+		bad("missing adverts %d, sends %d, preempt delay %v, time to catch up %v, startup delay %v: use none below 0, and at most %d sends",
+			c.DownAdverts, c.Sends, c.PreemptDelay, c.CatchUp, c.StartupDelay, maxSends)
 	}
 	errs = append(errs, c.validatePeers(), c.validateTracks())
 	return errors.Join(errs...)

@@ -59,6 +59,9 @@ type (
 	Resume struct{}
 	// Drain takes the node out of the election while On.
 	Drain struct{ On bool }
+	// Behind says whether the node lacks what it needs to go on with the work of
+	// the active one, such as a copy of its connections: see Config.CatchUp.
+	Behind struct{ On bool }
 	// Reconfigure replaces the configuration without a change of role. The new
 	// one must be valid and have the old one's VRID and Local.
 	Reconfigure struct{ Config Config }
@@ -72,6 +75,7 @@ func (Report) event()      {}
 func (Yield) event()       {}
 func (Resume) event()      {}
 func (Drain) event()       {}
+func (Behind) event()      {}
 func (Reconfigure) event() {}
 
 // Action is what the machine wants done. Actions are done in order.

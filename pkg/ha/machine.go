@@ -41,7 +41,8 @@ type Machine struct {
 	activeInterval time.Duration // Active_Adver_Interval
 	activeAddr     netip.Addr    // who was last heard and obeyed; invalid: nobody
 	activePriority uint8
-	preemptAt      time.Duration // when PreemptDelay is over; never: not running
+	lowerSince     time.Duration // since when one is heard whom this node would preempt; never: nobody
+	behind         bool          // counts unless Active
 	holdUntil      time.Duration // of Yield; 0: not yielding
 	rival          netip.Addr    // Active: who was last heard with a losing advert
 	rivalSince     time.Duration // when that began
@@ -59,8 +60,9 @@ func NewMachine(cfg Config) (*Machine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	m := &Machine{timer: never, announce: never, preemptAt: never, announced: -announceEvery, down: map[string]bool{}, notes: limiter{}}
+	m := &Machine{timer: never, announce: never, lowerSince: never, announced: -announceEvery, down: map[string]bool{}, notes: limiter{}}
 	m.adopt(cfg)
+	m.behind = cfg.CatchUp > 0
 	return m, nil
 }
 
@@ -105,6 +107,8 @@ func (m *Machine) Step(now time.Duration, e Event) []Action {
 	case Drain:
 		m.drained = e.On
 		m.judge()
+	case Behind:
+		m.behind = e.On || m.state == Active && m.behind // it was about the time before
 	case Reconfigure:
 		m.reconfigure(e.Config)
 	}
@@ -118,7 +122,8 @@ func (m *Machine) become(s State, format string, args ...any) {
 	why := fmt.Sprintf(format, args...)
 	m.do(Change{m.state, s, why})
 	m.state, m.why, m.since = s, why, m.now
-	m.announce, m.preemptAt, m.graced = never, never, false
+	m.announce, m.lowerSince, m.graced = never, never, false
+	m.behind = m.behind || s == Active && m.cfg.CatchUp > 0
 }
 
 func (m *Machine) note(key, format string, args ...any) {
@@ -328,14 +333,6 @@ func (m *Machine) Priority() uint8 {
 	return uint8(min(max(p, 1), vrrp.PriorityOwner-1))
 }
 
-// preempts says whether a lower priority is to be preempted.
-func (m *Machine) preempts() bool {
-	if m.now < m.holdUntil {
-		return false
-	}
-	return !m.cfg.NoPreempt || m.cfg.Priority == vrrp.PriorityOwner
-}
-
 // Status describes a machine at the time of its last Step.
 type Status struct {
 	State    State
@@ -350,6 +347,7 @@ type Status struct {
 	Down           []string // tracks that are down, sorted
 	Drained        bool
 	Yielding       bool
+	Behind         bool // and not active
 }
 
 // Status returns a copy of what matters.
@@ -358,6 +356,7 @@ func (m *Machine) Status() Status {
 		State: m.state, Why: m.why, Since: m.since, Priority: m.Priority(),
 		Active: m.activeAddr, ActivePriority: m.activePriority, ActiveInterval: m.activeInterval,
 		Drained: m.drained, Yielding: m.now < m.holdUntil,
+		Behind: m.behind && m.state != Active,
 	}
 	if m.state == Active {
 		s.Active, s.ActivePriority, s.ActiveInterval = m.cfg.Local, s.Priority, m.cfg.Interval
