@@ -29,6 +29,9 @@ const (
 	pollEvery = 500 * time.Millisecond
 	// observeRetry is the wait after facts could not be observed.
 	observeRetry = time.Second
+	// planShare is how many times as long as a plan took, the next one for
+	// the sake of the kernel's events is put off.
+	planShare = 4
 )
 
 // Options describes a Node.
@@ -59,6 +62,8 @@ type Node struct {
 	facts *facts
 	loop  *reconcile.Loop[desired.State]
 	wake  chan struct{} // buffered, 1: plan anew
+	// noticed, buffered, 1: the kernel has changed; plan anew before long.
+	noticed chan struct{}
 
 	bindings *bindings
 	sweeps   chan struct{} // buffered, 1: look for flows to end
@@ -84,7 +89,7 @@ type Node struct {
 // New returns a Node that Run starts.
 func New(opts Options) (*Node, error) {
 	n := &Node{
-		opts: opts, facts: newFacts(opts.Host), wake: make(chan struct{}, 1), watching: map[string]bool{}, totals: map[string]Totals{},
+		opts: opts, facts: newFacts(opts.Host), wake: make(chan struct{}, 1), noticed: make(chan struct{}, 1), watching: map[string]bool{}, totals: map[string]Totals{},
 		sweeps: make(chan struct{}, 1), unswept: true,
 	}
 	var err error
@@ -162,21 +167,33 @@ func (n *Node) Run(ctx context.Context) error {
 	return n.loop.Run(ctx)
 }
 
-// planner makes a new plan when intent or facts may have changed.
+// planner makes a new plan when intent or facts may have changed. What the
+// kernel tells is mostly our own doing and comes by the thousands: it waits
+// until planning has not taken more than its share of the time.
 func (n *Node) planner(ctx context.Context, tasks *sync.WaitGroup) {
 	n.follow(ctx, "", tasks)
 	for {
 		var again <-chan time.Time
+		start := time.Now()
 		if err := n.plan(ctx, tasks); err != nil {
 			again = time.After(observeRetry)
 		} else if wait, ok := n.bindings.expiry(time.Now()); ok {
 			again = time.After(wait)
 		}
+		last := time.Since(start)
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.wake:
 		case <-again:
+		case <-n.noticed:
+			rest := time.NewTimer(time.Duration(planShare) * last)
+			select {
+			case <-ctx.Done():
+			case <-n.wake:
+			case <-rest.C:
+			}
+			rest.Stop()
 		}
 	}
 }
@@ -356,7 +373,10 @@ func (n *Node) hint(netns string, h kernel.Hint) {
 	switch h {
 	case kernel.HintAll, kernel.HintNamespaces, kernel.HintLinks, kernel.HintAddresses, kernel.HintSysctls:
 		n.facts.forget(netns)
-		n.replan()
+		select {
+		case n.noticed <- struct{}{}:
+		default:
+		}
 	}
 }
 

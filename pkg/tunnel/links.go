@@ -27,6 +27,9 @@ import (
 // anything else is made anew, and loses its addresses, neighbors and routes.
 type Links struct {
 	host kernel.Host
+	// strays tells which namespaces had devices of ours under foreign names
+	// when they were listed last: only there is it worth looking for one.
+	strays map[string]bool
 }
 
 var (
@@ -51,22 +54,25 @@ func (*Links) Name() string { return "links" }
 
 // List implements [reconcile.Kind].
 func (l *Links) List(ctx context.Context) (map[desired.LinkKey]desired.Link, error) {
-	out := map[desired.LinkKey]desired.Link{}
+	out, strays := map[desired.LinkKey]desired.Link{}, map[string]bool{}
 	err := owned.VisitAll(ctx, l.host, func(netns string, h kernel.Handle) error {
 		links, err := h.Links(ctx)
 		if err != nil {
 			return err
 		}
 		for _, have := range links {
-			if owned.Tunnel(have) && have.GRE != nil {
-				out[desired.LinkKey{Netns: netns, Name: have.Name}] = shown(have)
+			if !owned.Tunnel(have) || have.GRE == nil {
+				continue
 			}
+			out[desired.LinkKey{Netns: netns, Name: have.Name}] = shown(have)
+			strays[netns] = strays[netns] || !owned.Name(have.Name)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+	l.strays = strays
 	return out, nil
 }
 
@@ -139,7 +145,10 @@ func (l *Links) Upsert(ctx context.Context, k desired.LinkKey, want desired.Link
 	case h == nil:
 		return err
 	case errors.Is(err, kernel.ErrNotFound):
-		if have, err = renameBack(ctx, h, k.Name, want); errors.Is(err, kernel.ErrNotFound) {
+		if l.strays[k.Netns] {
+			have, err = renameBack(ctx, h, k.Name, want)
+		}
+		if errors.Is(err, kernel.ErrNotFound) {
 			have, err = l.create(ctx, h, k, want)
 		}
 	case err == nil && have.Type != "gre":
