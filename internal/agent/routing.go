@@ -25,9 +25,12 @@ import (
 )
 
 const (
-	// gather is how long changes are collected before they are judged: a
-	// first update comes as thousands of them.
+	// gather is how long changes are collected before they are judged: they
+	// come by the thousands.
 	gather = 20 * time.Millisecond
+	// gatherShare is how many times as long as judging took, they are
+	// collected at least.
+	gatherShare = 4
 	// saveEvery bounds how often what is believed is written to disk.
 	saveEvery = time.Second
 	// minSettle is how long what was believed is kept after neighbors can be
@@ -177,6 +180,7 @@ func (r *routing) follow(ctx context.Context) error {
 	defer look.Stop()
 	again := time.NewTimer(time.Hour)
 	defer again.Stop()
+	var took time.Duration
 	for {
 		select {
 		case <-ctx.Done():
@@ -185,18 +189,18 @@ func (r *routing) follow(ctx context.Context) error {
 			r.meet(ctx)
 			look.Reset(gather)
 		case <-r.speaker.Changes():
-			look.Reset(gather)
+			look.Reset(max(gather, gatherShare*took))
 			// Not put off by further changes: the timer is awaited.
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-look.C:
 			}
-			r.lookAgain(again)
+			took = r.lookAgain(again)
 		case <-look.C:
-			r.lookAgain(again)
+			took = r.lookAgain(again)
 		case <-again.C:
-			r.lookAgain(again)
+			took = r.lookAgain(again)
 		case <-save.C:
 			saved = r.save(saved)
 		}
@@ -215,10 +219,13 @@ func (r *routing) part() {
 	}
 }
 
-func (r *routing) lookAgain(again *time.Timer) {
+// lookAgain returns how long it took.
+func (r *routing) lookAgain(again *time.Timer) time.Duration {
+	start := time.Now()
 	if next := r.refresh(); !next.IsZero() {
 		again.Reset(time.Until(next))
 	}
+	return time.Since(start)
 }
 
 // announced waits until what the node can announce is announced. It returns
@@ -278,7 +285,11 @@ func (r *routing) refresh() time.Time {
 	if r.node == nil {
 		return time.Time{} // a mere reflector believes nothing
 	}
-	routes, sessions := r.speaker.Received(), r.speaker.Sessions()
+	sessions := r.speaker.Sessions()
+	if hearing(sessions) {
+		return time.Time{}
+	}
+	routes := r.speaker.Received()
 	r.mu.Lock()
 	live, judged, again := r.table.Update(time.Now(), routes, sessions)
 	r.logRefused(judged)
@@ -286,6 +297,19 @@ func (r *routing) refresh() time.Time {
 	r.mu.Unlock()
 	r.node.SetLive(live)
 	return again
+}
+
+// hearing tells whether all that is said now is a first update that has not
+// ended: half of it is no news yet. It ends by itself, with another change.
+func hearing(sessions []bgp.Session) bool {
+	up := false
+	for _, s := range sessions {
+		if s.Synced {
+			return false
+		}
+		up = up || s.Established
+	}
+	return up
 }
 
 // logRefused says which routes are refused that were not before.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,11 +21,13 @@ type facts struct {
 	host kernel.Host
 
 	mu    sync.Mutex
-	seen  map[string][]plan.Interface // by namespace
+	seen  map[string][]plan.Interface // by namespace, except for the agent's own
 	stale map[string]bool
+	own   plan.Facts // of the agent's own namespace
+	of    netip.Addr // whose link own has as the underlay link
 	// groups is how flows can be spread; nil: not found out yet.
 	groups *plan.Hashing
-	links  map[string]bool // of the agent's own namespace, by name
+	links  map[string]bool // of the agent's own namespace, by name; nil: not listed yet
 }
 
 func newFacts(h kernel.Host) *facts {
@@ -38,16 +41,47 @@ func (f *facts) forget(netns string) {
 	f.stale[netns] = true
 }
 
+// forgetAll marks everything as stale: events can be lost.
+func (f *facts) forgetAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stale[""] = true
+	for netns := range f.seen {
+		f.stale[netns] = true
+	}
+}
+
 // observe returns the facts for a node with the given underlay address.
 //
 // The agent's own namespace is read before the others: an interface that moves
 // from it meanwhile is then seen at least once.
 func (f *facts) observe(ctx context.Context, underlay netip.Addr) (plan.Facts, error) {
-	var out plan.Facts
 	own, err := f.host.In("")
+	if err != nil {
+		return plan.Facts{}, err
+	}
+	out, err := f.ownNamespace(ctx, own, underlay)
 	if err != nil {
 		return out, err
 	}
+	all, err := own.Sysctl(ctx, "net/ipv4/conf/all/rp_filter")
+	if err != nil {
+		return out, fmt.Errorf("read rp_filter: %w", err)
+	}
+	out.StrictRPFilter = all == "1"
+	inside, err := f.namespaces(ctx)
+	out.Interfaces = slices.Concat(out.Interfaces, inside)
+	return out, err
+}
+
+// ownNamespace returns what there is in the agent's own namespace.
+func (f *facts) ownNamespace(ctx context.Context, own kernel.Handle, underlay netip.Addr) (plan.Facts, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.links != nil && !f.stale[""] && f.of == underlay {
+		return f.own, nil
+	}
+	var out plan.Facts
 	links, err := own.Links(ctx)
 	if err != nil {
 		return out, fmt.Errorf("list interfaces: %w", err)
@@ -56,30 +90,17 @@ func (f *facts) observe(ctx context.Context, underlay netip.Addr) (plan.Facts, e
 	if err != nil {
 		return out, fmt.Errorf("list addresses: %w", err)
 	}
-	f.see(links)
 	out.Interfaces = interfaces("", links, addresses)
 	out.ForeignTunnels = foreignTunnels(links)
 	if l, ok := holder(links, addresses, underlay); ok {
 		out.UnderlayLink, out.UnderlayMTU = l.Name, l.MTU
 	}
-	all, err := own.Sysctl(ctx, "net/ipv4/conf/all/rp_filter")
-	if err != nil {
-		return out, fmt.Errorf("read rp_filter: %w", err)
-	}
-	out.StrictRPFilter = all == "1"
-	inside, err := f.namespaces(ctx)
-	out.Interfaces = append(out.Interfaces, inside...)
-	return out, err
-}
-
-func (f *facts) see(links []kernel.Link) {
-	names := make(map[string]bool, len(links))
+	f.own, f.of, f.links = out, underlay, make(map[string]bool, len(links))
 	for _, l := range links {
-		names[l.Name] = true
+		f.links[l.Name] = true
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.links = names
+	delete(f.stale, "")
+	return out, nil
 }
 
 // hasLink tells whether the agent's own namespace had a link when it was

@@ -403,7 +403,11 @@ func (n *Node) ObservePass(p reconcile.Pass) {
 	n.findBroken()
 	n.survey()
 	n.swept(p)
-	if p.Writes() > 0 {
+	refreshed := p.Cause&(reconcile.CauseRefresh|reconcile.CauseResync) != 0
+	if refreshed {
+		n.facts.forgetAll()
+	}
+	if refreshed || p.Writes() > 0 {
 		n.replan()
 	}
 	n.changed()

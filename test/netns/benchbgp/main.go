@@ -164,7 +164,8 @@ func (a *agent) metric(ctx context.Context, name string, labels ...string) (floa
 // await polls until the metric has a value of at least want.
 func (a *agent) await(ctx context.Context, want float64, name string, labels ...string) error {
 	var last float64
-	err := poll(ctx, 20*time.Millisecond, func() (bool, error) {
+	// Reading metrics costs the agent time, too.
+	err := poll(ctx, 250*time.Millisecond, func() (bool, error) {
 		v, err := a.metric(ctx, name, labels...)
 		last = v
 		return err == nil && v >= want, nil
