@@ -106,14 +106,14 @@ func measureRoutes(ctx context.Context, dir string, n int) error {
 	if err := lab.Router.Type(ctx, "ip link set host1 up", "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
 		return err
 	}
-	if err := poll(ctx, 10*time.Millisecond, func() (bool, error) {
+	if err := poll(ctx, 200*time.Millisecond, func() (bool, error) {
 		v, err := agent.metric(ctx, "vpcproxy_bgp_session_up")
 		return err == nil && v == 1, nil
 	}); err != nil {
 		return err
 	}
 	established := time.Now()
-	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
+	if err := poll(ctx, 200*time.Millisecond, func() (bool, error) {
 		v, err := agent.metric(ctx, "vpcproxy_bgp_routes_accepted")
 		return err == nil && int(v) == n, nil
 	}); err != nil {
