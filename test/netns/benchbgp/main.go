@@ -30,7 +30,7 @@ import (
 const (
 	asn = 65000
 	// patience bounds each wait.
-	patience = 5 * time.Minute
+	patience = 10 * time.Minute
 	// metricsAddress is where every agent has its metrics.
 	metricsAddress = "127.0.0.1:9464"
 )
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("benchbgp", flag.ContinueOnError)
 	attachments := flags.Int("attachments", 10_000, "attachments whose routes are measured")
 	hosts := flags.Int("hosts", 1_000, "function hosts that are simulated")
-	only := flags.String("only", "", "routes, hosts or failover")
+	only := flags.String("only", "", "routes, routes-bird, hosts or failover")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -71,7 +71,8 @@ func run(ctx context.Context, args []string) (err error) {
 		name string
 		run  func(context.Context, string) error
 	}{
-		{"routes", func(ctx context.Context, dir string) error { return measureRoutes(ctx, dir, *attachments) }},
+		{"routes", func(ctx context.Context, dir string) error { return measureRoutes(ctx, dir, *attachments, ours) }},
+		{"routes-bird", func(ctx context.Context, dir string) error { return measureRoutes(ctx, dir, *attachments, bird) }},
 		{"hosts", func(ctx context.Context, dir string) error { return measureHosts(ctx, dir, *hosts) }},
 		{"failover", measureFailover},
 	} {

@@ -67,25 +67,29 @@ func platform(n int, host *topo.Host, proxy *topo.Proxy) *intent.Set {
 
 // measureRoutes has a proxy announce many attachments to a reflector, and lets a
 // function host that has everything but the routes hear of them.
-func measureRoutes(ctx context.Context, dir string, n int) error {
+func measureRoutes(ctx context.Context, dir string, n int, by string) error {
 	lab, err := topo.Build(ctx, dir, topo.Layout{Hosts: 1, Pods: 1, Proxies: 1})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = lab.Close() }()
 	host, proxy := lab.Hosts[0], lab.Proxies[0]
-	reflector, err := startReflector(lab.Control)
+	start, client := startReflector, clientOfReflector
+	if by == bird {
+		start, client = startBIRD, clientOfBIRD
+	}
+	reflector, err := start(lab.Control)
 	if err != nil {
 		return err
 	}
 	if err := remember(host.Machine, platform(n, host, proxy)); err != nil {
 		return err
 	}
-	agent, err := startAgent(host.Machine, "node: "+host.Name, "roles: [function]", awayController, clientOfReflector, "reconcile: {refresh: 1h}")
+	agent, err := startAgent(host.Machine, "node: "+host.Name, "roles: [function]", awayController, client, "reconcile: {refresh: 1h}")
 	if err != nil {
 		return err
 	}
-	start := time.Now()
+	began := time.Now()
 	if err := agent.await(ctx, 1, "vpcproxy_bgp_session_synced"); err != nil {
 		return err
 	}
@@ -96,11 +100,11 @@ func measureRoutes(ctx context.Context, dir string, n int) error {
 	if err := agent.await(ctx, 1, "vpcproxy_in_sync"); err != nil {
 		return err
 	}
-	fmt.Printf("%d attachments: the function host has all but the routes after %v\n", n, time.Since(start).Round(100*time.Millisecond))
+	fmt.Printf("%d attachments, reflected by %s: the function host has all but the routes after %v\n", n, by, time.Since(began).Round(100*time.Millisecond))
 	if err := lab.Router.Type(ctx, "ip link set host1 down"); err != nil {
 		return err
 	}
-	if err := announceAll(ctx, lab, n, reflector); err != nil {
+	if err := announceAll(ctx, lab, n, reflector, by); err != nil {
 		return err
 	}
 	if err := lab.Router.Type(ctx, "ip link set host1 up", "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
@@ -131,7 +135,7 @@ func measureRoutes(ctx context.Context, dir string, n int) error {
 }
 
 // announceAll announces from the proxy's machine, until the reflector has all.
-func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent) error {
+func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent, by string) error {
 	proxy := lab.Proxies[0]
 	var paths []bgp.Path
 	for i := range n {
@@ -154,10 +158,15 @@ func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent) er
 		return err
 	}
 	start := time.Now()
-	if _, err := proxy.Start(nil, self, announceMode, file, proxy.Underlay.String(), topo.ControlAddress.String()); err != nil {
+	if _, err := proxy.Start(nil, self, announceMode, file, proxy.Underlay.String(), topo.ControlAddress.String(), by); err != nil {
 		return err
 	}
-	if err := reflector.await(ctx, float64(n), "vpcproxy_bgp_routes_received", `family="vpnv4"`, proxy.Underlay.String()); err != nil {
+	if by == bird {
+		err = awaitBIRD(ctx, lab.Control, n)
+	} else {
+		err = reflector.await(ctx, float64(n), "vpcproxy_bgp_routes_received", `family="vpnv4"`, proxy.Underlay.String())
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Printf("  announced, and in the reflector's table, after %v\n", time.Since(start).Round(10*time.Millisecond))
@@ -175,7 +184,11 @@ func announce(ctx context.Context, args []string) error {
 		return err
 	}
 	local := addr(args[1])
-	s, err := gobgp.New(bgp.Options{ASN: asn, RouterID: local, Local: local, HoldTime: 90 * time.Second, GracefulRestart: time.Minute}, slog.Default())
+	options := bgp.Options{ASN: asn, RouterID: local, Local: local, HoldTime: 90 * time.Second, GracefulRestart: time.Minute}
+	if args[3] == bird {
+		options.Families = []bgp.Family{bgp.VPNv4}
+	}
+	s, err := gobgp.New(options, slog.Default())
 	if err != nil {
 		return err
 	}
