@@ -15,6 +15,10 @@ import (
 // failovers is how often a failover is timed; the median counts.
 const failovers = 9
 
+// carrierPause is how long a cable stays as it is: the kernel may tell of a
+// carrier once a second only (net/core/link_watch.c).
+const carrierPause = 1500 * time.Millisecond
+
 // measureFailover pulls the cable of a proxy's interface in the VPC: it
 // withdraws, and the function host sends by the other group. Datagrams that are
 // answered tell how long nothing got through.
@@ -73,6 +77,11 @@ func measureFailover(ctx context.Context, dir string) error {
 		}
 		if err := settle(ctx, stream); err != nil {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(carrierPause):
 		}
 		stream.Gap()
 		if err := lab.VPCs["red"].Type(ctx, "ip link set "+port+" down"); err != nil {
