@@ -314,7 +314,7 @@ func (n *Node) bindingStatus(b *intent.Binding) BindingStatus {
 		at := AttachmentStatus{Name: a.Name, Role: intent.RoleFunction}
 		if f, found := n.footprint(a.Name); found {
 			since, ok := n.bindings.way(a.Name)
-			at = n.attachment(f, loop, ok && loop.Applied >= since)
+			at = attachment(f, firstProblems(n.current), loop, ok && loop.Applied >= since)
 		} else {
 			at.Message = "the attachment is not for this node any more"
 		}

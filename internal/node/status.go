@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/vpcproxy/vpcproxy/internal/intent"
@@ -46,8 +47,9 @@ func (n *Node) Status() Status {
 	}
 	applied := n.planned != nil && loop.Applied >= n.gen
 	s.InSync = applied && loop.Converged && n.problem == nil && n.set == n.planned
+	problems := firstProblems(n.current)
 	for _, f := range n.current.Footprints {
-		s.Attachments = append(s.Attachments, n.attachment(f, loop, applied))
+		s.Attachments = append(s.Attachments, attachment(f, problems, loop, applied))
 	}
 	n.leaving = slices.DeleteFunc(n.leaving, func(f plan.Footprint) bool { return applied && gone(f, loop) })
 	for _, f := range n.leaving {
@@ -94,18 +96,26 @@ func gone(f plan.Footprint, loop reconcile.Status) bool {
 	return true
 }
 
-func (n *Node) attachment(f plan.Footprint, loop reconcile.Status, applied bool) AttachmentStatus {
+// firstProblems is the first problem of each attachment, and, by "", of all.
+func firstProblems(p plan.Plan) map[string]string {
+	first := map[string]string{}
+	for _, problem := range p.Problems {
+		if _, ok := first[problem.Attachment]; !ok {
+			first[problem.Attachment] = problem.Message
+		}
+	}
+	return first
+}
+
+func attachment(f plan.Footprint, problems map[string]string, loop reconcile.Status, applied bool) AttachmentStatus {
 	a := AttachmentStatus{Name: f.Attachment, Role: f.Role, Netns: f.Netns}
 	switch {
 	case !applied:
 		a.Message = "being programmed"
 	case loop.Waiting != "":
 		a.Message = loop.Waiting
-	}
-	for _, p := range n.current.Problems {
-		if a.Message == "" && (p.Attachment == f.Attachment || p.Attachment == "") {
-			a.Message = p.Message
-		}
+	default:
+		a.Message = cmp.Or(problems[f.Attachment], problems[""])
 	}
 	for _, k := range loop.Kinds {
 		if a.Message != "" {
