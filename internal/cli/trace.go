@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -134,48 +135,71 @@ func (a *app) trace(ctx context.Context, pod netip.Addr, target netip.AddrPort, 
 	return diagnose.Explain(pod, target, host, proxy), nil
 }
 
-// proxies are the agents of the proxies that may get the packet.
-func (a *app) proxies(walk *diagnose.Side, whom witnessFlags) ([]witness, error) {
+// farWitness is the agent of a proxy that may get the packet.
+type farWitness struct {
+	name string // of the node, or its socket
+	ask  witness
+}
+
+func (a *app) proxies(walk *diagnose.Side, whom witnessFlags) ([]farWitness, error) {
 	if walk.Attachment == "" {
 		return nil, nil
 	}
 	if whom.proxySocket != "" {
 		w, err := a.witnessAt(whom.proxySocket, "--proxy-socket")
-		return []witness{w}, err
+		return []farWitness{{whom.proxySocket, w}}, err
 	}
-	var all []witness
+	var all []farWitness
 	for _, node := range walk.Proxies {
 		w, err := a.witnessOf(node)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, w)
+		all = append(all, farWitness{node, w})
 	}
 	return all, nil
 }
 
+// straggling is how long the others are waited for when one proxy has answered:
+// all watch for the same time. One that has just died would hold the answer up
+// until the controller notices.
+const straggling = 3 * time.Second
+
+var errStraggling = fmt.Errorf("no answer within %v of another's", straggling)
+
 // watchAll has proxies watch for the probe. The one that has seen most of it is sent
 // in the end, or nil if none can be asked.
-func (a *app) watchAll(ctx context.Context, proxies []witness, req *apiv1.DiagnoseRequest) <-chan *diagnose.Side {
+func (a *app) watchAll(ctx context.Context, proxies []farWitness, req *apiv1.DiagnoseRequest) <-chan *diagnose.Side {
 	type answer struct {
+		name string
 		side *diagnose.Side
 		err  error
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
 	answers := make(chan answer, len(proxies))
 	for _, w := range proxies {
 		go func() {
-			side, err := ask[diagnose.Side](ctx, w, req)
-			answers <- answer{side, err}
+			side, err := ask[diagnose.Side](ctx, w.ask, req)
+			if err != nil && errors.Is(context.Cause(ctx), errStraggling) {
+				err = errStraggling
+			}
+			answers <- answer{w.name, side, err}
 		}()
 	}
 	best := make(chan *diagnose.Side, 1)
 	go func() {
+		defer cancel(nil)
 		var most *diagnose.Side
 		for range proxies {
 			got := <-answers
-			if got.err != nil {
-				a.message("note: a proxy was not asked: %v", got.err)
-			} else if most == nil || len(got.side.Seen) > len(most.Seen) {
+			switch {
+			case got.err != nil:
+				a.message("note: proxy %s was not asked: %v", got.name, got.err)
+			case most == nil:
+				most = got.side
+				late := time.AfterFunc(straggling, func() { cancel(errStraggling) })
+				defer late.Stop()
+			case len(got.side.Seen) > len(most.Seen):
 				most = got.side
 			}
 		}

@@ -79,7 +79,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		d.tenants = append(d.tenants, tenant{name, lab.Hosts[0].Pods[i]})
 	}
 	d.tenants, d.downloader = d.tenants[:2], d.tenants[2]
-	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.look, d.survive} {
+	for _, act := range []func(context.Context) error{d.introduce, d.install, d.attach, d.ask, d.survive, d.look} {
 		if err := act(ctx); err != nil {
 			d.explain()
 			return err
@@ -244,13 +244,16 @@ func (d *demo) ask(ctx context.Context) error {
 	return nil
 }
 
-// look shows what an operator sees of it.
+// look shows what an operator sees in the end: the platform, what passes the proxy
+// that is left, and the ways of a pod of the first act and of the one whose
+// proxy was killed.
 func (d *demo) look(ctx context.Context) error {
-	d.say("\nWhat an operator sees of it:\n")
-	from, to := d.tenants[0].pod.Address.String(), topo.ServerAddress.String()+":80"
-	for _, args := range [][]string{
-		{"status"}, {"top", "--node", "proxy1"}, {"trace", "--node", "host1", "--from", from, "--to", to},
-	} {
+	d.say("\nWhat an operator sees of it in the end:\n")
+	commands := [][]string{{"status"}, {"top", "--node", d.lab.Proxies[0].Name}}
+	for _, t := range []tenant{d.tenants[0], d.downloader} {
+		commands = append(commands, []string{"trace", "--node", "host1", "--from", t.pod.Address.String(), "--to", topo.ServerAddress.String() + ":80"})
+	}
+	for _, args := range commands {
 		if err := d.ctl(ctx, args...); err != nil {
 			return err
 		}

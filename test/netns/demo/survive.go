@@ -16,11 +16,12 @@ import (
 // Addresses that move between the two proxies.
 const outerVip, innerVip = "192.168.4.100", "172.16.101.100"
 
+// The one that is to be killed is not the one that carries the first act.
 const pairManifest = `apiVersion: vpcproxy.io/v1alpha1
 kind: ProxyGroup
 metadata: {name: pair}
 spec:
-  members: [{node: proxy1, priority: 200}, {node: proxy2, priority: 100}]
+  members: [{node: proxy1, priority: 100}, {node: proxy2, priority: 200}]
   haVip: ` + outerVip + `
   vrid: 51
   advertisementInterval: 200ms
@@ -50,8 +51,8 @@ func (d *demo) survive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	active, err := d.active(ctx)
-	if err != nil {
+	left, carrier := proxies[0], proxies[1]
+	if err := d.untilActive(ctx, carrier, left); err != nil {
 		return err
 	}
 	if err := d.ctl(ctx, "ha", "status"); err != nil {
@@ -62,11 +63,11 @@ func (d *demo) survive(ctx context.Context) error {
 		return err
 	}
 	d.say("\n%s downloads %d MiB from http://%s/, which sees %s.", t.pod.Name, downloadBytes>>20, topo.ServerAddress, answer.Client.Addr())
-	return d.download(ctx, active)
+	return d.download(ctx, carrier)
 }
 
-// active waits until one proxy is active, and returns it.
-func (d *demo) active(ctx context.Context) (*topo.Proxy, error) {
+// untilActive waits until one proxy is active, and the other stands by.
+func (d *demo) untilActive(ctx context.Context, active, standby *topo.Proxy) error {
 	for {
 		out, err := d.lab.Control.Run(ctx, filepath.Join(d.programs, "vpcproxyctl"), "ha", "status", "-o", "json")
 		var reports []struct{ Node, State string }
@@ -77,14 +78,12 @@ func (d *demo) active(ctx context.Context) (*topo.Proxy, error) {
 		for _, r := range reports {
 			states[r.Node] = r.State
 		}
-		for i, p := range d.lab.Proxies {
-			if states[p.Name] == "Active" && states[d.lab.Proxies[1-i].Name] == "Backup" {
-				return p, nil
-			}
+		if states[active.Name] == "Active" && states[standby.Name] == "Backup" {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("no proxy is active: %w", errors.Join(err, ctx.Err()))
+			return fmt.Errorf("%s has not become active: %w", active.Name, errors.Join(err, ctx.Err()))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
