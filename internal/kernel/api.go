@@ -10,6 +10,7 @@ package kernel
 
 import (
 	"context"
+	"io"
 	"net/netip"
 )
 
@@ -262,6 +263,12 @@ type Host interface {
 	// Run calls f on a thread that is in the namespace, so that programs
 	// which f starts run there.
 	Run(ctx context.Context, name string, f func() error) error
+	// Keep calls open on a thread that is in the namespace, for a few quick
+	// calls, and keeps what it returns open until the context or the namespace
+	// ends; then it closes it, before the namespace goes. The channel is closed
+	// after that. Whatever is opened in a namespace otherwise keeps it, and the
+	// keys of its GRE devices, alive. ErrNotFound if there is none.
+	Keep(ctx context.Context, name string, open func() (io.Closer, error)) (closed <-chan struct{}, err error)
 	// Watch returns hints that something in the namespace may have changed:
 	// links, addresses, neighbors of tunnels, routes, rules, egress guards,
 	// forwarding and rp_filter sysctls, and nftables (so iptables-nft, but not

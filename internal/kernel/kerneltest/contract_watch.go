@@ -2,6 +2,8 @@ package kerneltest
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/netip"
 	"testing"
 	"time"
@@ -49,6 +51,36 @@ func (m *machine) hinted(hints <-chan kernel.Hint, want kernel.Hint) {
 			m.Fatalf("no hint %q", want)
 		}
 	}
+}
+
+// thing is open until it is closed.
+type thing chan struct{}
+
+func (c thing) Close() error {
+	close(c)
+	return nil
+}
+
+// over tells whether a channel is closed.
+func over(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// keep opens a thing in a namespace.
+func (m *machine) keep(ctx context.Context, name string) (thing, <-chan struct{}) {
+	m.Helper()
+	c := make(thing)
+	closed, err := m.host.Keep(ctx, name, func() (io.Closer, error) { return c, nil })
+	m.ok(err)
+	if over(c) || over(closed) {
+		m.Fatal("what is to be kept is closed")
+	}
+	return c, closed
 }
 
 var watchContract = map[string]func(*testing.T, *machine){
@@ -101,6 +133,30 @@ var watchContract = map[string]func(*testing.T, *machine){
 		m.ok(err)
 		cancel()
 		m.eventually("the watch ends", func() bool { return closed(hints) })
+	},
+	"what is kept is closed before its namespace is gone": func(t *testing.T, m *machine) {
+		m.namespace("vpx-a")
+		c, closed := m.keep(t.Context(), "vpx-a")
+		other, _ := m.keep(t.Context(), "")
+		m.ok(m.host.DeleteNamespace(t.Context(), "vpx-a"))
+		if !over(c) {
+			t.Error("it is open")
+		}
+		m.eventually("its end is told", func() bool { return over(closed) })
+		if over(other) {
+			t.Error("what is kept in another namespace is closed")
+		}
+		_, err := m.host.Keep(t.Context(), "vpx-a", func() (io.Closer, error) { return nil, nil })
+		m.is(err, kernel.ErrNotFound)
+	},
+	"what is kept is closed with its context": func(t *testing.T, m *machine) {
+		ctx, cancel := context.WithCancel(t.Context())
+		c, closed := m.keep(ctx, "")
+		cancel()
+		m.eventually("it is closed", func() bool { return over(closed) && over(c) })
+		refused := errors.New("refused")
+		_, err := m.host.Keep(t.Context(), "", func() (io.Closer, error) { return nil, refused })
+		m.is(err, refused)
 	},
 	"ends with its namespace": func(t *testing.T, m *machine) {
 		m.namespace("vpx-a")

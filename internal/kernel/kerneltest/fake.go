@@ -29,6 +29,7 @@ type Fake struct {
 	spaces   map[string]*space // by name; "" is the agent's own
 	watches  []*watch
 	asked    []*asked
+	kept     []kept
 	failures []*failure
 	journal  []string
 	closed   bool
@@ -172,6 +173,12 @@ func (f *Fake) endWatches(netns string) {
 	for _, w := range f.watches {
 		if w.netns == netns {
 			w.cancel()
+		}
+	}
+	for _, k := range f.kept {
+		if k.netns == netns {
+			k.stop()
+			<-k.done
 		}
 	}
 }
