@@ -16,6 +16,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
 	"github.com/vpcproxy/vpcproxy/internal/binding"
 	"github.com/vpcproxy/vpcproxy/internal/config"
+	"github.com/vpcproxy/vpcproxy/internal/echo"
 	"github.com/vpcproxy/vpcproxy/internal/election"
 	"github.com/vpcproxy/vpcproxy/internal/flow"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
@@ -64,6 +65,7 @@ type nodeTask struct {
 	natLog    *natlog.Log  // nil without natLog.directory
 	routing   *routing     // nil in static mode
 	surveyor  *survey.Surveyor
+	echo      *echo.Responder
 }
 
 // buildNode adds the task that keeps this machine's kernel.
@@ -98,8 +100,9 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Observer: m,
 		Changed:  func() { t.report() },
 	}
+	t.echo = echo.NewResponder(host, a.log)
+	options.Planned = t.planned
 	if t.routing != nil {
-		options.Planned = t.routing.planned
 		options.Kinds.Paths = bgp.NewPaths(t.routing.speaker)
 		options.Plan.BGP, options.Plan.IdleSeconds = &t.routing.peering.BGP, uint32(a.cfg.BGP.FlowIdle/time.Second)
 	}
@@ -231,6 +234,10 @@ func (t *nodeTask) Run(ctx context.Context) error {
 		t.routing.start(ctx, run)
 		run(t.routing.follow)
 	}
+	run(func(ctx context.Context) error {
+		t.echo.Run(ctx)
+		return nil
+	})
 	run(t.source.Run)
 	run(t.node.Run)
 	run(t.serve)
@@ -249,6 +256,19 @@ func (t *nodeTask) Run(ctx context.Context) error {
 	}
 	tasks.Wait()
 	return errors.Join(errs...)
+}
+
+// planned takes over a plan that asks for something else than the one before.
+func (t *nodeTask) planned() {
+	p, _ := t.node.Current()
+	netns := map[string]bool{}
+	for l := range p.State.Links {
+		netns[l.Netns] = true
+	}
+	t.echo.Follow(netns)
+	if t.routing != nil {
+		t.routing.planned()
+	}
 }
 
 // registration is the Node object that the configuration amounts to.

@@ -25,6 +25,11 @@ func diagnosed(node string, req *apiv1.DiagnoseRequest) (*connect.Response[apiv1
 	peer := diagnose.Peer{Node: "proxy-a", Address: netip.MustParseAddr("192.168.4.100"), Sent: 20, Received: 18, RTT: 412 * time.Microsecond, MTU: 1500, Needed: 1500}
 	evidence := diagnose.Evidence{
 		Node: node, Time: now, Clock: diagnose.Clock{Synchronized: true}, Peers: []diagnose.Peer{peer},
+		Tunnels: []diagnose.Tunnel{
+			{Attachment: "orders", Node: "group blue", Address: peer.Address, Sent: 20, There: 19, Back: 17, RTT: 510 * time.Microsecond, MTUThere: 1472, MTUBack: 1472, Needed: 1472},
+			{Attachment: "stock", Node: "proxy-b", Address: netip.MustParseAddr("192.168.4.5"), Sent: 20, There: -1, Needed: 1472},
+			{Attachment: "users", Node: "proxy-b", Address: netip.MustParseAddr("192.168.4.5"), There: -1, Idle: "the tunnel is not there"},
+		},
 		Differences: []diagnose.Difference{{Kind: "routes", Op: "create", Key: "172.16.101.0/24", Reason: "missing", Attachment: "orders",
 			Commands: []string{"ip route add 172.16.101.0/24 via 100.64.0.1 dev vpx-orders onlink table 17600000"}}},
 	}

@@ -26,7 +26,7 @@ func (c Code) Markdown() string {
 
 // Codes lists every code by name.
 func Codes() []Code {
-	all := slices.Concat(agentCodes, objectCodes(), kernelCodes, firewallCodes, machineCodes, underlayCodes, eniCodes, groupCodes, traceCodes)
+	all := slices.Concat(agentCodes, objectCodes(), kernelCodes, firewallCodes, machineCodes, underlayCodes, tunnelCodes, eniCodes, groupCodes, traceCodes)
 	slices.SortFunc(all, func(a, b Code) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }

@@ -63,6 +63,10 @@ func sound() *Evidence {
 		Certificate: &Certificate{Directory: "/etc/tls", Expires: time.Unix(1e9, 0).Add(300 * 24 * time.Hour)},
 		Disk:        Disk{Path: "/var/lib/vpcproxy", Free: 1 << 30, Inodes: 1000},
 		Peers:       []Peer{{Node: "host", Address: ip("192.168.80.8"), Sent: 5, Received: 5, MTU: 1500, Needed: 1500}},
+		Tunnels: []Tunnel{
+			{Attachment: "red", Node: "host", Address: ip("192.168.80.8"), Sent: 5, There: 5, Back: 5, MTUThere: 1472, MTUBack: 1472, Needed: 1472},
+			{Attachment: "blue", Node: "host", Idle: "this proxy is not the active one", There: -1},
+		},
 	}
 }
 
@@ -110,6 +114,9 @@ func TestDoctor(t *testing.T) {
 		{"peer-unreachable", func(e *Evidence) { e.Peers[0].Received = 0 }},
 		{"peer-loss", func(e *Evidence) { e.Peers[0].Received = 4 }},
 		{"path-mtu", func(e *Evidence) { e.Peers[0].MTU = 1400 }},
+		{"tunnel-silent", func(e *Evidence) { e.Tunnels[0].There, e.Tunnels[0].Back = -1, 0 }},
+		{"tunnel-loss", func(e *Evidence) { e.Tunnels[0].There, e.Tunnels[0].Back = 5, 4 }},
+		{"tunnel-mtu", func(e *Evidence) { e.Tunnels[0].MTUBack = 1400 }},
 		{"eni-down", func(e *Evidence) { e.Attachments[1].ENI.Carrier = false }},
 		{"eni-address", func(e *Evidence) { e.Attachments[1].ENI.Addresses = nil }},
 		{"gateway-silent", func(e *Evidence) { e.Attachments[1].ENI.Answers = &no }},

@@ -50,10 +50,12 @@ func (f *findings) enis(e *Evidence) {
 	}
 }
 
-// Underlays says what is wrong with the ways to a node's peers.
-func Underlays(e *Evidence) []Finding {
+// Ways says what is wrong with the ways to a node's peers, on the underlay and
+// through the tunnels.
+func Ways(e *Evidence) []Finding {
 	f := &findings{node: e.Node, list: []Finding{}}
 	f.underlay(e)
+	f.tunnels(e)
 	return f.sorted()
 }
 
@@ -66,6 +68,7 @@ func Doctor(e *Evidence) []Finding {
 	f.firewall(e)
 	f.machine(e)
 	f.underlay(e)
+	f.tunnels(e)
 	f.enis(e)
 	f.groups(e)
 	return f.sorted()

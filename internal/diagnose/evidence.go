@@ -28,9 +28,10 @@ type Evidence struct {
 	Clock       Clock             `json:"clock"`
 	Disk        Disk              `json:"disk"`
 	Peers       []Peer            `json:"peers"`
-	Refused     map[string]uint64 `json:"refused"`          // packets by reason, as counted since the table was made
-	Groups      []Group           `json:"groups,omitempty"` // that this node is a proxy of
-	Failed      []string          `json:"failed"`           // what could not be observed, and why
+	Tunnels     []Tunnel          `json:"tunnels,omitempty"` // and what goes through them to each peer
+	Refused     map[string]uint64 `json:"refused"`           // packets by reason, as counted since the table was made
+	Groups      []Group           `json:"groups,omitempty"`  // that this node is a proxy of
+	Failed      []string          `json:"failed"`            // what could not be observed, and why
 }
 
 // Agent is how the agent does.
@@ -182,6 +183,23 @@ type Peer struct {
 	RTT         time.Duration `json:"rttNanoseconds"` // median
 	MTU         int           `json:"mtu"`            // the largest packet that arrived unfragmented; 0 if not known
 	Needed      int           `json:"neededMTU"`      // what a full packet through the tunnel takes
+}
+
+// Tunnel is the way through an attachment's tunnel to one peer, and back. Sizes are
+// octets inside GRE.
+type Tunnel struct {
+	Attachment string     `json:"attachment"`
+	Node       string     `json:"node"`
+	Address    netip.Addr `json:"address"` // the peer's, on the underlay
+	// Idle says why nothing was sent; "" if something was.
+	Idle     string        `json:"idle,omitempty"`
+	Sent     int           `json:"sent"`
+	There    int           `json:"arrivedThere"` // as the peer counts; -1 if it does not answer
+	Back     int           `json:"answered"`
+	RTT      time.Duration `json:"rttNanoseconds"` // median
+	MTUThere int           `json:"mtuThere"`       // the largest packet that arrived there
+	MTUBack  int           `json:"mtuBack"`        // and here
+	Needed   int           `json:"neededMTU"`      // the tunnel device's MTU
 }
 
 // Group is what a proxy is in the election of one group.

@@ -78,6 +78,11 @@ func (l *look) nodeAt(a netip.Addr) string {
 				return n.ObjectName()
 			}
 		}
+		for _, g := range l.set.Groups {
+			if g.Spec.HaVip == a {
+				return "group " + g.ObjectName()
+			}
+		}
 	}
 	return a.String()
 }

@@ -75,19 +75,23 @@ type look struct {
 	e          *diagnose.Evidence
 }
 
-// Evidence looks at everything. pings is how many are sent to each peer.
+// Evidence looks at everything. pings is how many packets are sent to each peer, on
+// the underlay and through each tunnel.
 func (s *Surveyor) Evidence(ctx context.Context, pings int) (*diagnose.Evidence, error) {
 	if err := s.begin(ctx); err != nil {
 		return nil, err
 	}
 	defer s.end()
-	return s.evidence(ctx, pings), nil
+	return s.evidence(ctx, pings, pings), nil
 }
 
-func (s *Surveyor) evidence(ctx context.Context, pings int) *diagnose.Evidence {
+// evidence looks at everything; packets is how many are sent through each tunnel.
+func (s *Surveyor) evidence(ctx context.Context, pings, packets int) *diagnose.Evidence {
 	l := s.look(ctx)
 	var peers sync.WaitGroup
 	peers.Go(func() { l.e.Peers = l.peers(pings) })
+	var unmeasured error
+	peers.Go(func() { l.e.Tunnels, unmeasured = l.tunnels(packets) })
 	for _, part := range []struct {
 		what string
 		do   func() error
@@ -104,6 +108,9 @@ func (s *Surveyor) evidence(ctx context.Context, pings int) *diagnose.Evidence {
 	}
 	l.e.Managers = managers("/")
 	peers.Wait()
+	if unmeasured != nil {
+		l.e.Failed = append(l.e.Failed, "tunnels: "+unmeasured.Error())
+	}
 	return l.e
 }
 

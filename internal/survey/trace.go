@@ -74,11 +74,11 @@ func (s *Surveyor) Send(ctx context.Context, f probe.Flow) (*diagnose.Side, erro
 			return nil, err
 		}
 	}
-	side.Evidence = s.evidence(ctx, tracePings)
+	side.Evidence = s.evidence(ctx, tracePings, 0)
 	return side, nil
 }
 
-// tracePings is enough to tell a way from none.
+// tracePings is enough to tell a way from none. Tunnels are judged by the probe.
 const tracePings = 3
 
 func (l *look) send(side *diagnose.Side, f probe.Flow) error {
@@ -203,7 +203,7 @@ func (s *Surveyor) Watch(ctx context.Context, attachment string, f probe.Flow) (
 	}
 	side.Seen = sightings(seen, l.e.Time)
 	l.walkProxy(side, fp, f)
-	side.Evidence = s.evidence(ctx, tracePings)
+	side.Evidence = s.evidence(ctx, tracePings, 0)
 	return side, nil
 }
 
