@@ -18,6 +18,8 @@ LIMIT ?= 25m
 # Faults that match area/name, and how long to draw them at random.
 FAULT ?=
 MINUTES ?= 10
+# How long each fuzzer runs.
+FUZZTIME ?= 1m
 
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null | sed 's/^v//')
 COMMANDS = $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
@@ -64,6 +66,10 @@ test-unit: ## the tests that need no kernel of their own, with the race detector
 .PHONY: test-netns
 test-netns: build ## contract and scenario tests, on a kernel with GRE
 	scripts/test-netns $(if $(V),-v) $(if $(RUN),-n '$(RUN)') -t $(LIMIT) $(PKG)
+
+.PHONY: fuzz
+fuzz: ## every decoder's fuzzer for FUZZTIME=1m; RUN=REGEXP chooses by directory and name
+	@scripts/fuzz -t $(FUZZTIME) $(if $(RUN),-n '$(RUN)')
 
 .PHONY: test-kube
 test-kube: build ## manifests, RBAC and pods against a real Kubernetes API server, which is built once

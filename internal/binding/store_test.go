@@ -1,6 +1,8 @@
 package binding
 
 import (
+	"bytes"
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -138,4 +140,46 @@ func TestStrangersFilesStay(t *testing.T) {
 	if len(got) != 0 || len(problems) != 2 || len(left) != 2 || err != nil {
 		t.Errorf("loaded %+v, %v; left %v, %v", got, problems, left, err)
 	}
+}
+
+// FuzzLoad puts anything into a pod's file: the pod is known all the same, unless
+// the file is of another boot, and what is read can be kept and read again.
+func FuzzLoad(f *testing.F) {
+	dir := f.TempDir()
+	s, err := Open(dir)
+	if err != nil {
+		f.Fatal(err)
+	}
+	pod := netip.MustParseAddr("10.244.1.5")
+	for _, b := range []*intent.Binding{sample("10.244.1.5", "orders"), sample("10.244.1.6", "orders")} {
+		text, err := json.Marshal(record{Version: recordVersion, Boot: s.boot, Binding: *b})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte(`{"version":1,"boot":"another"}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(s.path(pod), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		list, problems := load(t, s)
+		switch {
+		case len(list) == 0 && len(problems) == 0 && bytes.Contains(text, []byte("boot")):
+			return // of another boot
+		case len(list) != 1 || list[0].Pod != pod:
+			t.Fatalf("%d bindings, problems %v", len(list), problems)
+		case (len(list[0].Attachments) == 0) != (len(problems) == 1):
+			t.Fatalf("%+v and problems %v", list[0], problems)
+		case len(problems) == 1:
+			return
+		}
+		if err := s.Put(list[0]); err != nil {
+			t.Fatal(err)
+		}
+		again, problems := load(t, s)
+		if len(problems) > 0 || len(again) != 1 || !reflect.DeepEqual(again[0], list[0]) {
+			t.Errorf("kept %+v, read %+v, problems %v", list[0], again, problems)
+		}
+	})
 }

@@ -39,10 +39,3 @@ func TestAddFlow(t *testing.T) {
 		t.Fatalf("got %v, want %v", got, want)
 	}
 }
-
-func FuzzAddFlow(f *testing.F) {
-	f.Add(append([]byte{2, 0, 0, 0}, tuple(ctaTupleOrig, netip.MustParseAddr("100.64.0.3"), netip.MustParseAddr("172.16.101.4"))...))
-	f.Fuzz(func(_ *testing.T, body []byte) {
-		_ = addFlow(map[netip.Addr]struct{}{}, body)
-	})
-}

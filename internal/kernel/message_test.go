@@ -193,7 +193,9 @@ func FuzzDecoders(f *testing.F) {
 	m = message{}
 	putRule(&m, unix.RTM_NEWRULE, 0, 1, Rule{Priority: 1, Mark: 1, Mask: 1, Table: 7, Protocol: 176})
 	f.Add(m.b[unix.SizeofNlMsghdr:], uint16(unix.RTM_NEWRULE), uint16(unix.NLM_F_ACK_TLVS))
+	f.Add(append([]byte{2, 0, 0, 0}, tuple(ctaTupleOrig, netip.MustParseAddr("100.64.0.3"), netip.MustParseAddr("172.16.101.4"))...), uint16(0), uint16(0))
 	f.Fuzz(func(t *testing.T, b []byte, typ, flags uint16) {
+		_ = addFlow(map[netip.Addr]struct{}{}, b)
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			if r, ok, err := parseRoute(b, family); ok && err == nil && !r.Dst.IsValid() {
 				t.Errorf("an invalid route: %+v", r)
@@ -209,6 +211,9 @@ func FuzzDecoders(f *testing.F) {
 		msg := syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: typ, Flags: flags}, Data: b}
 		_ = routeHints(msg)
 		_ = replyError(msg)
+		if r, ok := parseRequest(msg); ok && !r.Addr.IsValid() {
+			t.Errorf("an invalid request: %+v", r)
+		}
 		_ = (&nameWatch{dir: "/run/netns"}).concerned(b)
 	})
 }

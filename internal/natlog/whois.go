@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -90,7 +91,12 @@ func (l *Log) Logged(ctx context.Context, who netip.AddrPort, at time.Time) ([]C
 	return found, nil
 }
 
-// scan calls f with the records of one part that name an address and port.
+// maxLine is far more than a record takes. What is longer is none: after a power
+// failure a file may hold any amount of zeros.
+const maxLine = 4096
+
+// scan calls f with the records of one part that name an address and port, and
+// passes over what is none.
 func scan(ctx context.Context, path string, who netip.AddrPort, f func(*Record)) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -98,26 +104,25 @@ func scan(ctx context.Context, path string, who netip.AddrPort, f func(*Record))
 	}
 	defer func() { _ = file.Close() }()
 	needle := []byte(`"` + who.String() + `"`)
-	lines := bufio.NewScanner(file)
-	for n := 1; lines.Scan(); n++ {
+	lines := bufio.NewReaderSize(file, maxLine)
+	whole := true // line is one from its beginning
+	for n := 1; ; n++ {
 		if n%4096 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !bytes.Contains(lines.Bytes(), needle) {
-			continue
+		line, err := lines.ReadSlice('\n')
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
+			return fmt.Errorf("%s: %w", path, err)
 		}
 		var r Record
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			continue // a crash, or a full disk, has cut it
-		}
-		if r.Source == who || r.Translated == who {
+		if whole && bytes.Contains(line, needle) && json.Unmarshal(line, &r) == nil && (r.Source == who || r.Translated == who) {
 			f(&r)
 		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		whole = err == nil
 	}
-	if err := lines.Err(); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
 }
 
 // Living returns the connections of an address and port that the kernel tracks

@@ -67,7 +67,7 @@ func linkKey(link string) string {
 func decodeZone(key []byte, chain string) (link string, zone uint16, err error) {
 	name, _, _ := bytes.Cut(key, []byte{0})
 	zone, ok := parseZoneChain(chain)
-	if len(key) != unix.IFNAMSIZ || len(name) == 0 || !ok {
+	if len(key) != unix.IFNAMSIZ || len(name) == 0 || linkKey(string(name)) != string(key) || !ok {
 		return "", 0, errors.New("map zones has an element that is not of a link with a zone")
 	}
 	return string(name), zone, nil

@@ -2,6 +2,7 @@ package peering
 
 import (
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -336,4 +337,32 @@ func TestInterest(t *testing.T) {
 	if got := testCfg.Interest("host", world(), in(slices.Repeat([]string{"red"}, maxTargets+1)...)); !got.All {
 		t.Errorf("%d targets are asked for one by one", len(got.Targets))
 	}
+}
+
+// FuzzLoadMemory feeds what an earlier agent, or a crash, has left: it is refused,
+// naming the file, or can be kept and read again as the same.
+func FuzzLoadMemory(f *testing.F) {
+	f.Add([]byte(`{"boot":"b","routes":[{"RD":{"Admin":1,"Number":2},"Prefix":"172.16.101.0/24","NextHop":"192.168.4.4","Encapsulation":{"GRE":true,"Keyed":true,"Key":7},"Targets":[{"Addr":"100.64.0.2","ASN":0,"Number":1}],"LocalPref":100,"Peer":"192.168.4.1","Originator":"192.168.4.9","Seq":3}]}`))
+	f.Add([]byte(`{"routes":[{"Prefix":""}]}`))
+	f.Add([]byte(`null`))
+	file := filepath.Join(f.TempDir(), "memory.json")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := LoadMemory(file)
+		if err != nil {
+			if !strings.Contains(err.Error(), file) || len(m.Routes) > 0 {
+				t.Errorf("%v, with %d routes", err, len(m.Routes))
+			}
+			return
+		}
+		if err := m.Save(file); err != nil {
+			t.Fatal(err)
+		}
+		again, err := LoadMemory(file)
+		if err != nil || !reflect.DeepEqual(again, m) {
+			t.Errorf("kept %+v, read %+v, %v", m, again, err)
+		}
+	})
 }

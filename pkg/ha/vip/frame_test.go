@@ -1,6 +1,7 @@
 package vip
 
 import (
+	"bytes"
 	"encoding/hex"
 	"net/netip"
 	"testing"
@@ -64,4 +65,34 @@ func TestHardware(t *testing.T) {
 			t.Errorf("%q is accepted", s)
 		}
 	}
+}
+
+// FuzzClaimant feeds what comes from a link. Whoever is taken for the owner of an
+// address has named it; an announcement always claims its address, and a
+// question never does.
+func FuzzClaimant(f *testing.F) {
+	for _, addr := range []netip.Addr{v4, v6} {
+		for _, frame := range append(announcements(testMAC, addr), question(testMAC, addr)) {
+			f.Add(frame, addr.AsSlice(), testMAC[:])
+		}
+	}
+	f.Fuzz(func(t *testing.T, frame, raw, hw []byte) {
+		addr, ok := netip.AddrFromSlice(raw)
+		if !ok || len(hw) < len(hardware{}) {
+			return
+		}
+		who, ok := claimant(frame, addr)
+		if ok && (!bytes.Contains(frame, raw) || !bytes.Contains(frame, who[:])) {
+			t.Errorf("%v is taken for the owner of %v by a frame without both: %x", who, addr, frame)
+		}
+		mac := hardware(hw[:len(hardware{})])
+		for _, a := range announcements(mac, addr) {
+			if got, ok := claimant(a, addr); !ok || got != mac {
+				t.Errorf("an announcement of %v at %v is taken for %v, %t", addr, mac, got, ok)
+			}
+		}
+		if got, ok := claimant(question(mac, addr), addr); ok && !addr.IsUnspecified() {
+			t.Errorf("who asks for %v is taken for its owner %v", addr, got)
+		}
+	})
 }

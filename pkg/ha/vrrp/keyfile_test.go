@@ -48,3 +48,29 @@ func TestReadKeys(t *testing.T) {
 		t.Error("a file that is not there was read")
 	}
 }
+
+// FuzzReadKeys feeds files of keys: what is accepted can be sent with, and what is
+// refused never shows a key.
+func FuzzReadKeys(f *testing.F) {
+	f.Add([]byte("7 000102030405060708090a0b0c0d0e0f # the one to send with\n\n8 101112131415161718191a1b1c1d1e1f\n"))
+	f.Add([]byte("7 00\n7 00\n300 11\nx"))
+	f.Add([]byte("# none\n"))
+	path := filepath.Join(f.TempDir(), "keys")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		keys, send, err := ReadKeys(path)
+		if err != nil {
+			for word := range strings.FieldsSeq(string(text)) {
+				if len(word) >= 16 && strings.Contains(err.Error(), word) && !strings.Contains("0123456789abcdef0123456789abcdef", word) {
+					t.Errorf("%q shows what is in the file", err)
+				}
+			}
+			return
+		}
+		if _, err := NewSealer(keys, send, 1); err != nil {
+			t.Errorf("keys that are accepted cannot be sent with: %v", err)
+		}
+	})
+}

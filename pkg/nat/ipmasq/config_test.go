@@ -1,8 +1,10 @@
 package ipmasq
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -310,4 +312,54 @@ func decide(s nat.RuleSet, p packet) verdict {
 		}
 	}
 	return verdict{}
+}
+
+// FuzzParse checks that nothing makes the decoder panic, and that what is accepted
+// is what rules can hold: ranges without host bits, of a family that is on, each
+// once; a configuration that is written down again means the same.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\ncidrLimit: 3\nmasqLinkLocal: true\nresyncInterval: 60s\n"), true, false)
+	f.Add([]byte(`{"NONMASQUERADECIDRS": ["10.0.0.0/8"], "resyncInterval": "1h"}`), false, true)
+	f.Add([]byte("a: &a [*a]"), false, false)
+	f.Fuzz(func(t *testing.T, text []byte, six, all bool) {
+		o := Options{IPv6: six, AllReserved: all}
+		c, err := Parse(text, o)
+		if err != nil {
+			return
+		}
+		if c.ResyncInterval < minResync {
+			t.Errorf("the file is read every %v", c.ResyncInterval)
+		}
+		seen := map[netip.Prefix]bool{}
+		for _, p := range c.NonMasqueradeCIDRs {
+			if !p.IsValid() || p != p.Masked() || p.Addr().Is6() && !six || seen[p] {
+				t.Errorf("%v is accepted", p)
+			}
+			seen[p] = true
+		}
+		for _, m := range c.Masquerade() {
+			for _, p := range m.Keep {
+				if p.Addr().Is6() != m.IPv6 {
+					t.Errorf("%v is kept in the other family", p)
+				}
+			}
+		}
+		written, err := json.Marshal(map[string]any{
+			"nonMasqueradeCIDRs": c.NonMasqueradeCIDRs, "cidrLimit": len(c.NonMasqueradeCIDRs), "masqLinkLocal": c.MasqLinkLocal,
+			"masqLinkLocalIPv6": c.MasqLinkLocalIPv6, "resyncInterval": c.ResyncInterval.String(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := Parse(written, o)
+		if err != nil {
+			t.Fatalf("%v in %s", err, written)
+		}
+		if c.NonMasqueradeCIDRs == nil {
+			return // null leaves the defaults
+		}
+		if !reflect.DeepEqual(again, c) {
+			t.Errorf("written %+v, read %+v", c, again)
+		}
+	})
 }
