@@ -31,7 +31,7 @@ func TestDashboardAndAlertsNameRealMetrics(t *testing.T) {
 	for _, node := range []string{"host1", "proxy1", "proxy2"} {
 		p.mustCtl(t, p.Control, "pki", "issue", node, "--ca", pki)
 	}
-	p.config = metricsConfig + "\ntls: {directory: " + pki + "/NODE}"
+	p.config = metricsConfig + "\ntls: {directory: " + pki + "/NODE}\nbgp: {mode: mesh}"
 	p.begin(t)
 	// Flows that nobody ends add up.
 	long := "sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=600 net.netfilter.nf_conntrack_udp_timeout_stream=600"
