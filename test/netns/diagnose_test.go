@@ -131,6 +131,7 @@ func TestDiagnose(t *testing.T) {
 	for _, f := range faults {
 		t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) { c.planted(t, f) })
 	}
+	t.Run("netcheck", c.netchecks)
 	t.Run("the agent is dead", func(t *testing.T) {
 		c.host.kill(t)
 		for _, line := range []string{traceBoth, "doctor"} {
