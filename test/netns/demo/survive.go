@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
@@ -66,19 +67,26 @@ func (d *demo) survive(ctx context.Context) error {
 	return d.download(ctx, carrier)
 }
 
-// untilActive waits until one proxy is active, and the other stands by.
+// report is what ha status says of a proxy.
+type report struct {
+	Node, State string
+	Sessions    struct{ Copies []string }
+}
+
+// untilActive waits until one proxy is active, and the other stands by with a copy of
+// its connections.
 func (d *demo) untilActive(ctx context.Context, active, standby *topo.Proxy) error {
 	for {
 		out, err := d.lab.Control.Run(ctx, filepath.Join(d.programs, "vpcproxyctl"), "ha", "status", "-o", "json")
-		var reports []struct{ Node, State string }
+		var reports []report
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &reports)
 		}
-		states := map[string]string{}
+		of := map[string]report{}
 		for _, r := range reports {
-			states[r.Node] = r.State
+			of[r.Node] = r
 		}
-		if states[active.Name] == "Active" && states[standby.Name] == "Backup" {
+		if of[active.Name].State == "Active" && of[standby.Name].State == "Backup" && slices.Contains(of[active.Name].Sessions.Copies, standby.Name) {
 			return nil
 		}
 		select {
