@@ -25,6 +25,7 @@ func newSurveyor(t *nodeTask, kinds node.Kinds, creds func() *pki.Credentials) *
 		Tables:         nft.New(t.log, nft.Options{}),
 		Meter:          newMeter(t, kinds),
 		IPTables:       kinds.IPTables,
+		Legacy:         kinds.LegacyBeside,
 		StateDirectory: t.cfg.StateDirectory,
 		Intent:         func() (string, error) { return t.gate.Held(), t.source.Problem() },
 		Groups:         t.groupEvidence,

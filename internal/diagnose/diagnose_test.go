@@ -114,6 +114,18 @@ func TestDoctor(t *testing.T) {
 		{"peer-unreachable", func(e *Evidence) { e.Peers[0].Received = 0 }},
 		{"peer-loss", func(e *Evidence) { e.Peers[0].Received = 4 }},
 		{"path-mtu", func(e *Evidence) { e.Peers[0].MTU = 1400 }},
+		{"foreign-chain", func(e *Evidence) {
+			e.Legacy = []LegacyChain{{Family: "IPv4", Table: "filter", Name: "FORWARD", Policy: "DROP"}}
+		}},
+		{"foreign-chain", func(e *Evidence) {
+			e.Legacy = []LegacyChain{{Family: "IPv6", Table: "filter", Name: "INPUT", Policy: "DROP"}}
+		}},
+		{"gre-blocked", func(e *Evidence) {
+			e.Legacy = []LegacyChain{{Family: "IPv4", Table: "raw", Name: "PREROUTING", Policy: "ACCEPT", GRE: 1, Rules: []string{"-A PREROUTING -p gre -j DROP"}}}
+		}},
+		{"legacy-nat", func(e *Evidence) {
+			e.Legacy = []LegacyChain{{Family: "IPv4", Table: "nat", Name: "POSTROUTING", Policy: "ACCEPT", Rules: []string{"-A POSTROUTING -j MASQUERADE"}, More: 2}}
+		}},
 		{"tunnel-silent", func(e *Evidence) { e.Tunnels[0].There, e.Tunnels[0].Back = -1, 0 }},
 		{"tunnel-loss", func(e *Evidence) { e.Tunnels[0].There, e.Tunnels[0].Back = 5, 4 }},
 		{"tunnel-mtu", func(e *Evidence) { e.Tunnels[0].MTUBack = 1400 }},

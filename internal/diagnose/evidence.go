@@ -20,9 +20,10 @@ type Evidence struct {
 	Sysctls     map[string]string `json:"sysctls"` // of the agent's own namespace
 	Neighbors   NeighborTable     `json:"neighborTable"`
 	Rooms       []Room            `json:"namespaces"`
-	Chains      []Chain           `json:"foreignChains"` // of all namespaces of interest
-	LegacyToo   bool              `json:"legacyTables"`  // iptables-legacy has tables, and is not the variant in use
-	IPTables    string            `json:"iptables"`      // the variant in use: nft, legacy, or "" with nftables alone
+	Chains      []Chain           `json:"foreignChains"`          // of all namespaces of interest
+	LegacyToo   bool              `json:"legacyTables"`           // iptables-legacy has tables, and is not the variant in use
+	Legacy      []LegacyChain     `json:"legacyChains,omitempty"` // of all namespaces of interest
+	IPTables    string            `json:"iptables"`               // the variant in use: nft, legacy, or "" with nftables alone
 	Managers    []Manager         `json:"managers"`
 	Certificate *Certificate      `json:"certificate,omitempty"`
 	Clock       Clock             `json:"clock"`
@@ -144,6 +145,19 @@ type Chain struct {
 	GRE   int `json:"gre"`
 	// Dropped counts the packets that these rules say they have dropped.
 	Dropped uint64 `json:"dropped"`
+}
+
+// LegacyChain is a built-in chain of iptables-legacy that drops or translates
+// packets, beside the variant that is in use.
+type LegacyChain struct {
+	Netns  string   `json:"netns,omitempty"`
+	Family string   `json:"family"`
+	Table  string   `json:"table"`
+	Name   string   `json:"name"`
+	Policy string   `json:"policy"` // ACCEPT or DROP
+	Rules  []string `json:"rules"`  // the first that drop, or in table nat translate
+	More   int      `json:"more"`   // that are not shown
+	GRE    int      `json:"gre"`    // rules that drop protocol 47
 }
 
 // Manager is a program that manages networks.

@@ -12,10 +12,13 @@ var (
 	codeLegacyToo = Code{"iptables-two", Warning, "iptables-legacy has tables beside nft",
 		"Packets pass the tables of both variants, and each decides for itself. What one accepts the other may drop; `iptables -S` shows only one of them.",
 		"Move the rules of one over to the other (`iptables-legacy-save | iptables-nft-restore`), flush the old ones and unload the modules ip_tables, iptable_filter and iptable_nat."}
+	codeLegacyNAT = Code{"legacy-nat", Warning, "iptables-legacy translates sources beside nft",
+		"A connection is translated once, by whichever of the two variants' POSTROUTING chains comes first, and which that is depends on the order in which they came into being. If it is the legacy one, packets to an attachment may leave with the host's address, and are then not answered.",
+		"Move the rules over to the variant in use (`iptables-legacy-save -t nat | iptables-nft-restore --noflush`) and flush the old ones (`iptables-legacy -t nat -F`); or have each leave alone what goes to vpx-*."}
 	codeMeddler = Code{"network-manager", Warning, "a network manager removes what it has not made",
 		"systemd-networkd deletes rules and routes of others when it (re)starts, unless it is told not to; NetworkManager takes hold of new devices. The agent puts them back within a second, during which packets are refused.",
 		"Install the drop-ins that come with the package: `ManageForeignRoutingPolicyRules=no` and `ManageForeignRoutes=no` for networkd, `unmanaged-devices=interface-name:vpx-*` for NetworkManager."}
-	firewallCodes = []Code{codeForeignChain, codeGREBlocked, codeLegacyToo, codeMeddler}
+	firewallCodes = []Code{codeForeignChain, codeGREBlocked, codeLegacyToo, codeLegacyNAT, codeMeddler}
 )
 
 func (c Chain) describe() string {
@@ -55,6 +58,9 @@ func (f *findings) firewall(e *Evidence) {
 					fmt.Sprintf(`nft insert rule %s %s %s oifname "vpx-*" accept`, c.Family, c.Table, c.Name)})
 		}
 	}
+	for _, c := range e.Legacy {
+		f.legacy(c)
+	}
 	if e.LegacyToo {
 		f.add(codeLegacyToo, "", "iptables-legacy has tables, and nft is in use", lines("/proc/net/ip_tables_names is not empty"),
 			[]string{"iptables-legacy-save"})
@@ -63,6 +69,35 @@ func (f *findings) firewall(e *Evidence) {
 		if m.Running && m.Meddles != "" {
 			f.add(codeMeddler, "", m.Name+" "+m.Meddles, lines("%s runs, and no configuration of it says otherwise", m.Name), meddlerFix(m.Name))
 		}
+	}
+}
+
+// legacy judges a chain of iptables-legacy.
+func (f *findings) legacy(c LegacyChain) {
+	program := map[string]string{"IPv6": "ip6tables-legacy"}[c.Family]
+	if program == "" {
+		program = "iptables-legacy"
+	}
+	at := fmt.Sprintf("%s table %s chain %s (policy %s)", program, c.Table, c.Name, c.Policy)
+	if c.Netns != "" {
+		program, at = "ip netns exec "+c.Netns+" "+program, "namespace "+c.Netns+": "+at
+	}
+	command := fmt.Sprintf("%s -t %s", program, c.Table)
+	evidence := append([]string{at}, c.Rules...)
+	if c.More > 0 {
+		evidence = append(evidence, fmt.Sprintf("and %d more", c.More))
+	}
+	switch {
+	case c.Table == "nat":
+		f.add(codeLegacyNAT, "", "sources are translated by "+at, evidence,
+			[]string{program + "-save -t nat", command + " -I POSTROUTING -o vpx-+ -j ACCEPT"})
+	case c.GRE > 0:
+		f.add(codeGREBlocked, "", "GRE is dropped by "+at, evidence, []string{command + " -S", "delete the rule for protocol 47 with -D"})
+	case c.Name == "FORWARD":
+		f.add(codeForeignChain, "", "packets that are forwarded can be dropped by "+at, evidence,
+			[]string{command + " -S FORWARD", command + " -I FORWARD -i vpx-+ -j ACCEPT", command + " -I FORWARD -o vpx-+ -j ACCEPT"})
+	case c.Policy == "DROP" && (c.Name == "INPUT" || c.Name == "OUTPUT"):
+		f.add(codeForeignChain, "", "GRE may be dropped by "+at, evidence, []string{command + " -S " + c.Name, command + " -I " + c.Name + " -p 47 -j ACCEPT"})
 	}
 }
 

@@ -41,7 +41,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		names, err := ownNamespaces(ctx, o.Host)
 		return append([]string{""}, names...), err
 	}
-	rules, used, err := natBackend(ctx, o)
+	rules, used, installed, err := natBackend(ctx, o)
 	if err != nil {
 		return Kinds{}, err
 	}
@@ -73,6 +73,9 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 	if used != nil {
 		k.IPTables = string(used.Mode())
 	}
+	if installed != nil && installed.HasLegacy() && k.IPTables != string(iptables.Legacy) {
+		k.LegacyBeside = installed.LegacyChains
+	}
 	if k.IPTables == string(iptables.Legacy) {
 		k.NATDrifted = (&legacyWatch{rules: used, namespaces: own}).drifted
 	}
@@ -97,26 +100,27 @@ func (d *dropCounts) count(ctx context.Context, netns string) (map[string]uint64
 }
 
 // natBackend returns the backend that the options ask for, which also removes
-// what is ours in the other; used is iptables if that is in use. auto is iptables if the host has it: only that can accept what
-// another program's FORWARD chain drops by default.
-func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, used *iptables.Backend, err error) {
+// what is ours in the other; used is iptables if that is in use, installed if it is
+// there. auto is iptables if the host has it: only that can accept what another
+// program's FORWARD chain drops by default.
+func natBackend(ctx context.Context, o KindsOptions) (rules *nat.Exclusive, used, installed *iptables.Backend, err error) {
 	tables := nftables.New(o.Host, nft.Options{})
 	old, err := iptables.New(ctx, o.Host, iptables.Mode(o.IPTables), o.Log)
 	switch {
 	case o.Backend == "iptables" && err != nil:
-		return nil, nil, err
+		return nil, nil, nil, err
 	case o.Backend == "nftables" && err != nil: // no iptables, and nothing of ours in it
-		return nat.NewExclusive(tables), nil, nil //nolint:nilerr // it is not needed
+		return nat.NewExclusive(tables), nil, nil, nil //nolint:nilerr // it is not needed
 	case o.Backend == "nftables":
-		return nat.NewExclusive(tables, nat.Other{Name: "iptables", Backend: old}), nil, nil
+		return nat.NewExclusive(tables, nat.Other{Name: "iptables", Backend: old}), nil, old, nil
 	case err != nil:
 		if nftErr := tables.Usable(ctx); nftErr != nil {
-			return nil, nil, errors.Join(err, nftErr)
+			return nil, nil, nil, errors.Join(err, nftErr)
 		}
 		o.Log.Info("address translation by nftables", "reason", err)
-		return nat.NewExclusive(tables), nil, nil
+		return nat.NewExclusive(tables), nil, nil, nil
 	}
-	return nat.NewExclusive(old, nat.Other{Name: "nftables", Backend: tables}), old, nil
+	return nat.NewExclusive(old, nat.Other{Name: "nftables", Backend: tables}), old, old, nil
 }
 
 // legacyWatch finds changes of iptables-legacy tables, for which the kernel

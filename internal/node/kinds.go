@@ -7,6 +7,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
+	"github.com/vpcproxy/vpcproxy/pkg/nat/iptables"
 	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
 
@@ -43,6 +44,10 @@ type Kinds struct {
 	// Drops counts the packets that our filters in a namespace have dropped,
 	// by reason. It may be dear. Nil if nobody counts.
 	Drops func(ctx context.Context, netns string) (map[string]uint64, error)
+
+	// LegacyBeside returns what iptables-legacy decides in a namespace. Nil if that
+	// is the variant in use, or not installed.
+	LegacyBeside func(ctx context.Context, netns string) ([]iptables.BaseChain, error)
 
 	// IPTables is the variant in use, nft or legacy; "" if none is.
 	IPTables string

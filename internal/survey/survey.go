@@ -22,6 +22,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/node"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/probe"
+	"github.com/vpcproxy/vpcproxy/pkg/nat/iptables"
 )
 
 // Options sets up a Surveyor.
@@ -35,6 +36,9 @@ type Options struct {
 	Meter          *meter.Meter // that does not run
 	IPTables       string       // the variant in use: nft or legacy
 	StateDirectory string
+	// Legacy returns what iptables-legacy decides in a namespace; nil if that is the
+	// variant in use, or not installed.
+	Legacy func(ctx context.Context, netns string) ([]iptables.BaseChain, error)
 	// Intent says why an intent is held back, and why it is not followed.
 	Intent func() (held string, problem error)
 	// Groups says what this node is in the elections of its groups; may be nil.
@@ -314,6 +318,9 @@ func (l *look) spaces() map[string]string {
 	return out
 }
 
+// maxRules bounds how many rules of a chain are shown.
+const maxRules = 5
+
 func (l *look) chains() error {
 	var errs []error
 	names := l.spaces()
@@ -330,6 +337,18 @@ func (l *look) chains() error {
 			if c.Policy == "drop" || c.Drops > 0 {
 				l.e.Chains = append(l.e.Chains, diagnose.Chain{Netns: netns, Family: c.Family, Table: c.Table, Name: c.Name, Hook: c.Hook,
 					Priority: c.Priority, Policy: c.Policy, Drops: c.Drops, GRE: c.GRE, Dropped: c.Dropped})
+			}
+		}
+	}
+	if l.opts.Legacy != nil {
+		for _, netns := range sortedKeys(names) {
+			all, err := l.opts.Legacy(l.ctx, netns)
+			if err != nil && !errors.Is(err, kernel.ErrNotFound) {
+				errs = append(errs, err)
+			}
+			for _, c := range all {
+				l.e.Legacy = append(l.e.Legacy, diagnose.LegacyChain{Netns: netns, Family: c.Family.String(), Table: c.Table, Name: c.Name, Policy: c.Policy,
+					Rules: c.Rules[:min(len(c.Rules), maxRules)], More: max(0, len(c.Rules)-maxRules), GRE: c.GRE})
 			}
 		}
 	}

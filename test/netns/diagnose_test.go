@@ -113,6 +113,8 @@ var faults = []fault{
 	{"a source that the cloud may not know", "intent", "greKey:=snatAddress: 172.16.101.99\n  greKey:", doctor, "source-check", "proxy1", "assign 172.16.101.99", ""},
 	{"an ENI that is not there", "intent", `mac: "02:=mac: "06:`, doctor, "plan-problem", "proxy1", "describe attachment red", ""},
 	{"a manifest that does not decode", "intent", "spec:=specc:", doctor, "intent-lost", "host1", "vpcproxyctl status", ""},
+	{"a policy of iptables-legacy", "host", "iptables-legacy -P FORWARD DROP", doctor, "foreign-chain", "host1", "iptables-legacy -t filter -I FORWARD -o vpx-+ -j ACCEPT", "iptables-legacy -P FORWARD ACCEPT"},
+	{"translation by iptables-legacy", "host", "iptables-legacy -t nat -A POSTROUTING -s 10.244.0.0/16 -j MASQUERADE", doctor, "legacy-nat", "host1", "POSTROUTING -o vpx-+ -j ACCEPT", "iptables-legacy -t nat -F"},
 	{"tables of iptables-legacy", "host", "iptables-legacy -t filter -S > /dev/null", doctor, "iptables-two", "host1", "iptables-legacy-save", "true"},
 }
 

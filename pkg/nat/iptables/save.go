@@ -15,7 +15,9 @@ type table struct {
 	name   string
 	chains []string // all, in order
 	rules  map[string][]rule
-	hidden bool // there, but iptables-nft cannot show it; all else is empty
+	// policies are those of built-in chains.
+	policies map[string]string
+	hidden   bool // there, but iptables-nft cannot show it; all else is empty
 }
 
 // rule is one rule of a chain.
@@ -64,7 +66,7 @@ func parseSave(out string) ([]table, error) {
 			tables = append(tables, table{name: name, hidden: true})
 		case line == "" || line[0] == '#':
 		case line[0] == '*' && cur == nil:
-			cur = &table{name: line[1:], rules: map[string][]rule{}}
+			cur = &table{name: line[1:], rules: map[string][]rule{}, policies: map[string]string{}}
 		case line == "COMMIT" && cur != nil:
 			tables = append(tables, *cur)
 			cur = nil
@@ -92,8 +94,11 @@ func incompatible(line string) (string, bool) {
 // line adds a chain or rule.
 func (t *table) line(line string) bool {
 	if chain, ok := strings.CutPrefix(line, ":"); ok {
-		chain, _, ok = strings.Cut(chain, " ")
+		chain, rest, ok := strings.Cut(chain, " ")
 		t.chains = append(t.chains, chain)
+		if policy, _, _ := strings.Cut(rest, " "); policy != "-" {
+			t.policies[chain] = policy
+		}
 		return ok && chain != ""
 	}
 	var r rule

@@ -90,7 +90,7 @@ func TestParseSaveCounters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []table{{name: "filter", chains: []string{"A"}, rules: map[string][]rule{"A": {{"-j DROP", 12}, {}}}}}
+	want := []table{{name: "filter", chains: []string{"A"}, rules: map[string][]rule{"A": {{"-j DROP", 12}, {}}}, policies: map[string]string{}}}
 	if d := cmp.Diff(want, ts, cmp.AllowUnexported(table{}, rule{})); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
