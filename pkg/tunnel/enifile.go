@@ -92,6 +92,9 @@ func (f eniFiles) all() (map[string]*eniFile, error) {
 		if err == nil && f.path(s.MAC) != name {
 			err = fmt.Errorf("it is about the interface with MAC address %q", s.MAC)
 		}
+		if err == nil {
+			err = s.check()
+		}
 		if err != nil {
 			f.log.Error("state file of an interface is damaged and set aside", "file", name, "err", err)
 			if err := os.Rename(name, name+".damaged"); err != nil {
@@ -102,6 +105,27 @@ func (f eniFiles) all() (map[string]*eniFile, error) {
 		out[s.MAC] = s
 	}
 	return out, nil
+}
+
+// check refuses what put has never written: half of it would be lost.
+func (s *eniFile) check() error {
+	switch {
+	case s.Netns == "" || s.Name == "" || s.OwnName == "":
+		return fmt.Errorf("netns %q, name %q or ownName %q is missing", s.Netns, s.Name, s.OwnName)
+	case s.Phase != arriving && s.Phase != inside && s.Phase != leaving:
+		return fmt.Errorf("phase: %q is none", s.Phase)
+	}
+	for i, a := range s.Addresses {
+		if !a.Prefix.IsValid() {
+			return fmt.Errorf("addresses[%d]: prefix is missing", i)
+		}
+	}
+	for i, r := range s.Routes {
+		if !r.Dst.IsValid() {
+			return fmt.Errorf("routes[%d]: dst is missing", i)
+		}
+	}
+	return nil
 }
 
 // get returns nil if there is no file.
