@@ -8,10 +8,15 @@
 // answers; nothing but its packets ever reaches it.
 package echo
 
-import "encoding/binary"
+import (
+	"encoding/binary"
 
-// etherType is IEEE Std 802's Local Experimental EtherType 1.
-const etherType = 0x88b5
+	"golang.org/x/sys/unix"
+)
+
+// etherType is IEEE Std 802's Local Experimental EtherType 1, which package nft
+// admits from peers.
+const etherType = unix.ETH_P_802_EX1
 
 // kind is what a packet is.
 type kind byte

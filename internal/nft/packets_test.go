@@ -145,6 +145,8 @@ func TestOnlyPeersSpeakGRE(t *testing.T) {
 	}{
 		{"peer and key", gre{src: "10.0.0.2", dst: "10.0.0.1", first: ipv4Keyed, optional: key(7)}, true},
 		{"IPv6 inside", gre{src: "10.0.0.2", dst: "10.0.0.1", first: ipv6Keyed, optional: key(7)}, true},
+		{"a measurement", gre{src: "10.0.0.2", dst: "10.0.0.1", first: 0x200088b5, optional: key(7)}, true},
+		{"a measurement, no key", gre{src: "10.0.0.4", dst: "10.0.0.1", first: 0x000088b5}, true},
 		{"key 0", gre{src: "10.0.0.2", dst: "10.0.0.1", first: ipv4Keyed, optional: key(0)}, true},
 		{"IP options", gre{src: "10.0.0.2", dst: "10.0.0.1", options: 8, first: ipv4Keyed, optional: key(7)}, true},
 		{"don't fragment", gre{src: "10.0.0.2", dst: "10.0.0.1", fragment: 0x4000, first: ipv4Keyed, optional: key(7)}, true},
@@ -167,6 +169,9 @@ func TestOnlyPeersSpeakGRE(t *testing.T) {
 		{"version 1", gre{src: "10.0.0.2", dst: "10.0.0.1", first: 0x20010800, optional: key(7)}, false},
 		{"Ethernet inside", gre{src: "10.0.0.2", dst: "10.0.0.1", first: 0x20006558, optional: key(7)}, false},
 		{"Ethernet inside, no key", gre{src: "10.0.0.4", dst: "10.0.0.1", first: 0x00006558}, false},
+		{"a measurement, wrong key", gre{src: "10.0.0.2", dst: "10.0.0.1", first: 0x200088b5, optional: key(9)}, false},
+		{"a measurement, key missing", gre{src: "10.0.0.2", dst: "10.0.0.1", first: 0x000088b5}, false},
+		{"another experiment", gre{src: "10.0.0.2", dst: "10.0.0.1", first: 0x200088b6, optional: key(7)}, false},
 		{"first fragment", gre{src: "10.0.0.2", dst: "10.0.0.1", fragment: 0x2000, first: ipv4Keyed, optional: key(7)}, false},
 		{"later fragment", gre{src: "10.0.0.2", dst: "10.0.0.1", fragment: 0x0010, first: ipv4Keyed, optional: key(7)}, false},
 		{"header cut off", gre{src: "10.0.0.2", dst: "10.0.0.1", first: ipv4Keyed, truncated: 2}, false},

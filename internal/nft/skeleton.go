@@ -124,8 +124,9 @@ func newSkeleton(p parts) skeleton {
 func greRules() []rule {
 	// The first four bytes (RFC 2784 and 2890): flags, version 0, protocol
 	// type. The only flag of a keyed packet is K; checksum and sequence number
-	// are never set by us.
-	const keyed, ipv4, ipv6 = 0x20000000, unix.ETH_P_IP, unix.ETH_P_IPV6
+	// are never set by us. What is neither IPv4 nor IPv6 measures the way (package
+	// echo), and stands last.
+	const keyed, ipv4, ipv6, measures = 0x20000000, unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_802_EX1
 	rules := []rule{
 		// A later fragment has no GRE header to look at. The mask leaves out DF
 		// and the reserved bit.
@@ -135,7 +136,7 @@ func greRules() []rule {
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
 		}, drop(CounterUnknownPeer)),
 	}
-	for _, protocol := range []uint32{ipv4, ipv6} {
+	for _, protocol := range []uint32{ipv4, ipv6, measures} {
 		rules = append(rules,
 			join(greHeader(keyed|protocol), ip4Src(), ip4Dst(reg32(1)),
 				rule{&expr.Payload{DestRegister: reg32(2), Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 4}},

@@ -34,10 +34,14 @@ type Machine struct {
 func Each(t *testing.T, f func(t *testing.T, m *Machine)) {
 	t.Helper()
 	t.Run("fake", func(t *testing.T) { f(t, Fake(t)) })
-	t.Run("kernel", func(t *testing.T) {
-		lab.Require(t, lab.GRE, lab.Clsact)
-		f(t, real(t))
-	})
+	t.Run("kernel", func(t *testing.T) { f(t, Kernel(t)) })
+}
+
+// Kernel returns a machine on the real kernel, in the lab.
+func Kernel(t *testing.T) *Machine {
+	t.Helper()
+	lab.Require(t, lab.GRE, lab.Clsact)
+	return real(t)
 }
 
 // Fake returns a machine in memory.
