@@ -52,6 +52,9 @@ func side(node string, req *apiv1.DiagnoseRequest) diagnose.Side {
 	s := diagnose.Side{Node: node, Attachment: "orders", Tunnel: "vpx-orders", ENI: "eth1", Netns: "vpx-orders", Mark: 5, Rule: 17600, Table: 17600004,
 		Lookup:  diagnose.Lookup{Link: "vpx-orders", Via: netip.MustParseAddr("100.64.0.1"), NBMA: netip.MustParseAddr("192.168.4.100")},
 		Proxies: []string{"proxy-a"}, Translated: netip.MustParseAddr("100.64.0.8")}
+	if req.GetSendProbe().GetProbe().GetFrom() == "10.244.1.6" {
+		s.Proxies = []string{"proxy-a", "gone", "stuck"}
+	}
 	if req.GetSendProbe() != nil && !req.GetSendProbe().GetDryRun() {
 		s.Seen = []diagnose.Sighting{
 			{Kind: diagnose.Request, Out: true, Device: "vpx-orders"}, {Kind: diagnose.Request, Out: true, Device: "eth0", GRE: true},
@@ -64,7 +67,14 @@ func (*fakeNode) Diagnose(_ context.Context, req *connect.Request[apiv1.Diagnose
 	return diagnosed("host-a", req.Msg)
 }
 
-func (*fakeControl) DiagnoseNode(_ context.Context, req *connect.Request[apiv1.DiagnoseNodeRequest]) (*connect.Response[apiv1.DiagnoseResponse], error) {
+func (*fakeControl) DiagnoseNode(ctx context.Context, req *connect.Request[apiv1.DiagnoseNodeRequest]) (*connect.Response[apiv1.DiagnoseResponse], error) {
+	switch req.Msg.GetNode() {
+	case "gone":
+		return nil, connect.NewError(connect.CodeUnavailable, staticError("the agent of node \"gone\" is not connected"))
+	case "stuck": // has just died, and nobody has noticed
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	return diagnosed(req.Msg.GetNode(), req.Msg.GetRequest())
 }
 
@@ -83,6 +93,24 @@ func TestDiagnoseOutput(t *testing.T) {
 			}
 			golden(t, filepath.Join("testdata", name+".txt"), strings.ReplaceAll("$ vpcproxyctl "+line+"\n"+out, b.dir, "/run"))
 		})
+	}
+}
+
+// Proxies that do not answer do not hold up what another one says.
+func TestTraceWithoutSomeProxies(t *testing.T) {
+	b := newBench(t)
+	start := time.Now()
+	code, out, stderr := b.run("trace", "--from", "10.244.1.6", "--to", "172.16.101.4:3306")
+	if code != codeFound || !strings.Contains(out, "proxy-a") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	for _, want := range []string{"proxy gone was not asked: the agent of node \"gone\" is not connected\n", "proxy stuck was not asked: no answer within 3s of another's\n"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%q is not in:\n%s", want, stderr)
+		}
+	}
+	if took := time.Since(start); took > 3*straggling {
+		t.Errorf("it took %v", took)
 	}
 }
 

@@ -70,6 +70,9 @@ func callError(where string, err error) error {
 	}
 	switch ce.Code() {
 	case connect.CodeUnavailable:
+		if connect.IsWireError(err) { // it does answer: somebody behind it does not
+			break
+		}
 		return fmt.Errorf("%s does not answer: %w", where, &plainError{ce})
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 		return fmt.Errorf("%s refuses: %w", where, &plainError{ce})
