@@ -25,25 +25,6 @@ func TestAlertsHaveAPage(t *testing.T) {
 	}
 }
 
-// TestDocumentsLinkToWhatIsThere checks relative links between documents.
-func TestDocumentsLinkToWhatIsThere(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:]+\.md)(?:#[^)]*)?\)`)
-	names, err := os.ReadDir("../../docs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range names {
-		if n.IsDir() {
-			continue
-		}
-		for _, l := range link.FindAllStringSubmatch(read(t, "../../docs/"+n.Name()), -1) {
-			if _, err := os.Stat("../../docs/" + l[1]); err != nil {
-				t.Errorf("docs/%s links to %s: %v", n.Name(), l[1], err)
-			}
-		}
-	}
-}
-
 func read(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
