@@ -108,19 +108,19 @@ func (f eniFiles) all() (map[string]*eniFile, error) {
 }
 
 // check refuses what put has never written: half of it would be lost.
-func (s *eniFile) check() error {
+func (f *eniFile) check() error {
 	switch {
-	case s.Netns == "" || s.Name == "" || s.OwnName == "":
-		return fmt.Errorf("netns %q, name %q or ownName %q is missing", s.Netns, s.Name, s.OwnName)
-	case s.Phase != arriving && s.Phase != inside && s.Phase != leaving:
-		return fmt.Errorf("phase: %q is none", s.Phase)
+	case f.Netns == "" || f.Name == "" || f.OwnName == "":
+		return fmt.Errorf("netns %q, name %q or ownName %q is missing", f.Netns, f.Name, f.OwnName)
+	case f.Phase != arriving && f.Phase != inside && f.Phase != leaving:
+		return fmt.Errorf("phase: %q is none", f.Phase)
 	}
-	for i, a := range s.Addresses {
+	for i, a := range f.Addresses {
 		if !a.Prefix.IsValid() {
 			return fmt.Errorf("addresses[%d]: prefix is missing", i)
 		}
 	}
-	for i, r := range s.Routes {
+	for i, r := range f.Routes {
 		if !r.Dst.IsValid() {
 			return fmt.Errorf("routes[%d]: dst is missing", i)
 		}
