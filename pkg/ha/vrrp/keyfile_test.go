@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestReadKeys(t *testing.T) {
@@ -69,7 +70,7 @@ func FuzzReadKeys(f *testing.F) {
 			}
 			return
 		}
-		if _, err := NewSealer(keys, send, 1); err != nil {
+		if _, err := NewSealer(keys, send, time.Now); err != nil {
 			t.Errorf("keys that are accepted cannot be sent with: %v", err)
 		}
 	})
