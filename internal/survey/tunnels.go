@@ -78,29 +78,27 @@ func (l *look) idle(f plan.Footprint) string {
 	return "this proxy is not the active one of group " + group.ObjectName()
 }
 
-// tunnel measures one way.
+// tunnel measures one way. That the device is not there is a difference, and no
+// failure.
 func (l *look) tunnel(t *diagnose.Tunnel, k desired.NeighborKey, packets int) error {
 	h, err := l.opts.Host.In(k.Netns)
+	var link kernel.Link
 	if err == nil {
-		var link kernel.Link
-		if link, err = h.LinkByName(l.ctx, k.Link); err == nil {
-			t.Needed = link.MTU
-			var p echo.Path
-			p, err = echo.Measure(l.ctx, l.opts.Host, k.Netns, link, t.Address, packets)
-			t.Sent, t.There, t.Back, t.RTT, t.MTUThere, t.MTUBack = p.Sent, p.There, p.Back, p.RTT, p.MTUThere, p.MTUBack
-		}
+		link, err = h.LinkByName(l.ctx, k.Link)
 	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, kernel.ErrNotFound): // its absence is a difference
-		t.Idle = "the tunnel is not there"
-	default:
-		t.Idle = "it could not be measured"
-	}
-	t.Sent = 0
 	if errors.Is(err, kernel.ErrNotFound) {
+		t.Idle = "the tunnel is not there"
 		return nil
 	}
-	return err
+	var p echo.Path
+	if err == nil {
+		p, err = echo.Measure(l.ctx, l.opts.Host, k.Netns, link, t.Address, packets)
+	}
+	if err != nil {
+		t.Idle = "it could not be measured"
+		return err
+	}
+	t.Sent, t.There, t.Back, t.RTT = p.Sent, p.There, p.Back, p.RTT
+	t.MTUThere, t.MTUBack, t.Needed = p.MTUThere, p.MTUBack, link.MTU
+	return nil
 }

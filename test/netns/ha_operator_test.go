@@ -39,6 +39,13 @@ func TestOperatorsMoveTheRole(t *testing.T) {
 		t.Errorf("failover: %s", out)
 	}
 	holds(1 - active)
+	// Only the active proxy has the address that the tunnel comes from; the
+	// host's measurement goes to whichever that is.
+	for node, want := range map[string]string{to: " 0 %", from: "(this proxy is not the active one of group g1)", "host1": "group g1   red"} {
+		if out := p.mustCtl(t, p.Control, "netcheck", "--node", node, "--count", "5"); !strings.Contains(out, want) {
+			t.Errorf("netcheck of %s lacks %q:\n%s", node, want, out)
+		}
+	}
 
 	p.mustCtl(t, p.Control, "drain", to)
 	holds(active)
