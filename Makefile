@@ -15,9 +15,11 @@ V ?=
 PKG ?= ./...
 # What one package of kernel tests may take.
 LIMIT ?= 25m
-# Faults that match area/name, and how long to draw them at random.
+# Faults that match area/name, how long to draw them at random, and by what dice:
+# another SEED is another course, 0 an unknown one.
 FAULT ?=
 MINUTES ?= 10
+SEED ?= 0
 # How long each fuzzer runs.
 FUZZTIME ?= 1m
 
@@ -94,7 +96,7 @@ faults: setup build ## everything that can go wrong, one after the other; FAULT=
 
 .PHONY: soak
 soak: setup build ## faults at random for MINUTES=10, and what must hold throughout
-	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/faults -run '$(FAULT)' -soak $(MINUTES)m
+	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/faults -run '$(FAULT)' -soak $(MINUTES)m -seed $(SEED)
 
 .PHONY: bench-bind
 bench-bind: setup build ## binding pods: its time, and what 2,000 bound pods cost a packet

@@ -1,6 +1,7 @@
 // Command faults breaks a running platform in every way that its table lists,
 // one after the other (make faults) or at random (make soak), and checks what
-// must hold meanwhile and afterwards. It prints a report in Markdown.
+// must hold meanwhile and afterwards. It prints a report in Markdown, and leaves
+// it among the artifacts.
 package main
 
 import (
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"regexp"
@@ -43,13 +45,21 @@ func run(ctx context.Context, soak time.Duration, only string, seed uint64) (err
 	if len(chosen) == 0 {
 		return fmt.Errorf("-run %q: no fault matches", only)
 	}
+	for seed == 0 {
+		seed = rand.Uint64()
+	}
+	r, err := openReport(only, soak, seed)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
 	p, err := newPlatform(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if soak > 0 {
-		return p.soak(ctx, chosen, soak, seed)
+		return p.soak(ctx, r, chosen, soak, seed)
 	}
-	return p.matrix(ctx, chosen)
+	return p.matrix(ctx, r, chosen)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -18,14 +17,10 @@ type result struct {
 }
 
 // matrix injects every fault once and reports.
-func (p *platform) matrix(ctx context.Context, faults []fault) error {
-	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return err
-	}
-	fmt.Printf("kernel %s\n\n", strings.TrimSpace(string(release)))
-	fmt.Println("| # | area | fault | injected by | must hold | longest wait | in place again after | |")
-	fmt.Println("|---|---|---|---|---|---|---|---|")
+func (p *platform) matrix(ctx context.Context, out *report, faults []fault) error {
+	out.printf("| # | area | fault | injected by | must hold | longest wait | in place again after | |\n")
+	out.printf("|---|---|---|---|---|---|---|---|\n")
+	began := time.Now()
 	failed := 0
 	for i, f := range faults {
 		r, err := p.suffer(ctx, f)
@@ -37,14 +32,14 @@ func (p *platform) matrix(ctx context.Context, faults []fault) error {
 			failed++
 			verdict = "**" + strings.Join(r.problems, "; ") + "**"
 		}
-		fmt.Printf("| %d | %s | %s | %s | %s | %v | %v | %s |\n", i+1, f.area, f.name, code(f.how()), f.holds,
+		out.printf("| %d | %s | %s | %s | %s | %v | %v | %s |\n", i+1, f.area, f.name, code(f.how()), f.holds,
 			r.stall.Round(time.Millisecond), r.sound.Round(time.Millisecond), strings.ReplaceAll(verdict, "|", "\\|"))
 	}
 	problems := p.complaints()
 	for _, line := range problems {
-		fmt.Printf("\nunexpected in the logs: %s\n", line)
+		out.printf("\nunexpected in the logs: %s\n", line)
 	}
-	fmt.Printf("\n%d faults, %d held\n", len(faults), len(faults)-failed)
+	out.printf("\n%d faults, %d held, %d unexpected errors in the logs, %v\n", len(faults), len(faults)-failed, len(problems), time.Since(began).Round(time.Second))
 	if failed > 0 || len(problems) > 0 {
 		p.explain()
 		return fmt.Errorf("%d of %d faults did more harm than they may; %d unexpected errors in the logs", failed, len(faults), len(problems))
@@ -125,7 +120,7 @@ func (p *platform) judge(r *result, since time.Time) {
 		}
 	}
 	if n, example := p.watch.leaks(); n > 0 {
-		r.problems = append(r.problems, fmt.Sprintf("%d packets left an ENI with a foreign source (%s)", n, example))
+		r.problems = append(r.problems, fmt.Sprintf("%d packets left an ENI that must not (%s)", n, example))
 	}
 	if both := p.watch.both(since); !holds.split && both > bothLimit {
 		r.problems = append(r.problems, fmt.Sprintf("two answered for a HaVip for %v", both.Round(time.Millisecond)))

@@ -83,7 +83,7 @@ func newPlatform(ctx context.Context) (p *platform, err error) {
 			return nil, err
 		}
 	}
-	return p, p.awaitSound(ctx, time.Minute)
+	return p, errors.Join(p.awaitSound(ctx, time.Minute), p.watch.sees())
 }
 
 // close ends everything.
@@ -185,8 +185,13 @@ func (p *platform) attach(ctx context.Context) error {
 		for _, h := range p.lab.Hosts {
 			args = append(args, "--pods", h.Pods[i].Address.String())
 		}
-		if err := p.ctl(ctx, args...); err != nil {
+		if err := p.until(ctx, func(ctx context.Context) error { return p.ctl(ctx, args...) }); err != nil {
 			return err
+		}
+		if i == 0 {
+			if err := p.keepStore(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -194,14 +199,19 @@ func (p *platform) attach(ctx context.Context) error {
 
 // load starts the traffic and the eyes.
 func (p *platform) load(ctx context.Context) error {
+	var err error
+	if p.watch, err = startWatch(p.lab); err != nil {
+		return err
+	}
 	for _, h := range p.lab.Hosts {
 		for i, tenant := range tenants {
+			if err := h.Pods[i].Type(ctx, tagLines(tenant)...); err != nil {
+				return err
+			}
 			p.probes = append(p.probes, startProbe(h.Pods[i].Machine, tenant))
 		}
 	}
-	var err error
-	p.watch, err = startWatch(p.lab)
-	return err
+	return nil
 }
 
 // ctl runs vpcproxyctl on the controller's machine.

@@ -18,6 +18,7 @@ func controlFaults() []fault {
 		{area: "control", name: "controller frozen", do: send(syscall.SIGSTOP, "control"), undo: send(syscall.SIGCONT, "control"), lasts: 5 * time.Second},
 		{area: "control", name: "controller's packets vanish", on: "control", typed: []string{lose}, mend: []string{"nft delete table ip cut"}, lasts: 5 * time.Second},
 		{area: "control", name: "the store is empty", do: emptyStore, undo: restoreStore, lasts: 4 * time.Second},
+		{area: "control", name: "the store is old: it knows one attachment of two", do: agedStore, undo: restoreStore, lasts: 4 * time.Second},
 		{area: "control", name: "the store is damaged", do: damagedStore, undo: restoreStore, lasts: 3 * time.Second},
 		{area: "control", name: "controller down while an agent restarts", do: func(ctx context.Context, p *platform) error {
 			return errors.Join(send(syscall.SIGKILL, "control", "host1")(ctx, p), revive("host1")(ctx, p))
@@ -32,6 +33,23 @@ func emptyStore(ctx context.Context, p *platform) error {
 	return errors.Join(
 		send(syscall.SIGKILL, "control")(ctx, p),
 		p.typeOn(ctx, "control", []string{"mv " + store + " " + store + ".kept"}),
+		revive("control")(ctx, p))
+}
+
+// keepStore keeps what the store is now, as a backup would, for agedStore.
+func (p *platform) keepStore(ctx context.Context) error {
+	return errors.Join(
+		send(syscall.SIGTERM, "control")(ctx, p),
+		p.agents["control"].process.Wait(ctx),
+		p.typeOn(ctx, "control", []string{"cp -a " + store + " " + store + ".old"}),
+		revive("control")(ctx, p))
+}
+
+// agedStore starts the controller on what keepStore has kept.
+func agedStore(ctx context.Context, p *platform) error {
+	return errors.Join(
+		send(syscall.SIGKILL, "control")(ctx, p),
+		p.typeOn(ctx, "control", []string{"mv " + store + " " + store + ".kept", "cp -a " + store + ".old " + store}),
 		revive("control")(ctx, p))
 }
 

@@ -43,7 +43,18 @@ func underlayFaults() []fault {
 	standby.name = "the standby proxy cut off"
 	active := plug("router", "proxy1")
 	active.name, active.holds = "the active proxy cut off", promise{stall: failover, split: true}
-	return append(out, cut, standby, active)
+	narrow := fault{area: "underlay", name: "a hop of 1,400 octets", on: "router",
+		typed: []string{"ip link set " + host + " mtu 1400"}, mend: []string{"ip link set " + host + " mtu 1500"}, holds: promise{check: downloads}}
+	return append(out, narrow, cut, standby, active)
+}
+
+// downloads has pods fetch what needs full packets.
+func downloads(ctx context.Context, p *platform) error {
+	var errs []error
+	for _, pod := range p.lab.Hosts[0].Pods {
+		errs = append(errs, traffic.Download(ctx, pod.Machine, topo.ServerAddress, 1<<20))
+	}
+	return errors.Join(errs...)
 }
 
 // dropAdverts are the lines that have a proxy lose adverts, and that end it.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -20,24 +22,27 @@ const (
 
 // weight is what an agent takes.
 type weight struct {
+	at          time.Time
 	pid         int
 	descriptors int
 	goroutines  int // 0 if it serves no metrics
 	memory      int64
 }
 
+// course is what a soak has met so far.
+type course struct {
+	drawn       map[string]int // faults, by area/name
+	failed      int
+	first, last map[string]weight // of each agent's running process
+	heavy       []error
+}
+
 // soak draws faults at random for so long, and checks the invariants
 // throughout. Faults that end an agent's process come like all others; what
 // an agent takes is compared over the time that it ran.
-func (p *platform) soak(ctx context.Context, faults []fault, d time.Duration, seed uint64) error {
-	for seed == 0 {
-		seed = rand.Uint64()
-	}
+func (p *platform) soak(ctx context.Context, out *report, faults []fault, d time.Duration, seed uint64) error {
 	random := rand.New(rand.NewPCG(seed, seed))
-	fmt.Printf("soak of %v, seed %d (-seed repeats it)\n\n", d, seed)
-	count, failed := map[string]int{}, 0
-	first := map[string]weight{}
-	var heavy []error
+	c := &course{drawn: map[string]int{}, first: map[string]weight{}, last: map[string]weight{}}
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		f := faults[random.IntN(len(faults))]
 		name := f.area + "/" + f.name
@@ -45,41 +50,52 @@ func (p *platform) soak(ctx context.Context, faults []fault, d time.Duration, se
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		count[name]++
+		c.drawn[name]++
 		if len(r.problems) > 0 {
-			failed++
-			fmt.Printf("%s  %s: %v\n", time.Now().Format(time.TimeOnly), name, r.problems)
+			c.failed++
+			out.printf("- **%s: %s**\n", name, strings.Join(r.problems, "; "))
 		}
-		heavy = append(heavy, p.weigh(ctx, first)...)
+		c.heavy = append(c.heavy, p.weigh(ctx, c.first, c.last)...)
 	}
-	names := make([]string, 0, len(count))
+	return p.conclude(out, c)
+}
+
+// conclude reports a soak, and fails if anything did not hold.
+func (p *platform) conclude(out *report, c *course) error {
 	total := 0
-	for name, n := range count {
-		names = append(names, fmt.Sprintf("%3d × %s", n, name))
-		total += n
+	out.printf("\n| fault | drawn |\n|---|---|\n")
+	for _, name := range slices.Sorted(maps.Keys(c.drawn)) {
+		total += c.drawn[name]
+		out.printf("| %s | %d |\n", name, c.drawn[name])
 	}
-	slices.Sort(names)
-	for _, line := range names {
-		fmt.Println(line)
+	out.printf("\n| agent | has run for | goroutines | descriptors | memory, MiB |\n|---|---|---|---|---|\n")
+	for _, name := range slices.Sorted(maps.Keys(c.first)) {
+		then, now := c.first[name], c.last[name]
+		out.printf("| %s | %v | %d, then %d | %d, then %d | %d, then %d |\n", name, now.at.Sub(then.at).Round(time.Second),
+			then.goroutines, now.goroutines, then.descriptors, now.descriptors, then.memory>>20, now.memory>>20)
+	}
+	out.printf("\n")
+	for _, err := range c.heavy {
+		out.printf("- **%v**\n", err)
 	}
 	complaints := p.complaints()
 	for _, line := range complaints {
-		fmt.Println("unexpected in the logs:", line)
+		out.printf("- **unexpected in the logs: %s**\n", line)
 	}
-	fmt.Printf("\n%d faults, %d held; %d unexpected errors in the logs\n", total, total-failed, len(complaints))
-	if err := errors.Join(heavy...); failed > 0 || len(complaints) > 0 || err != nil {
-		p.explain()
-		return errors.Join(err, fmt.Errorf("%d of %d faults did more harm than they may", failed, total))
+	out.printf("\n%d faults, %d held, %d unexpected errors in the logs\n", total, total-c.failed, len(complaints))
+	if c.failed+len(complaints)+len(c.heavy) == 0 {
+		return nil
 	}
-	return nil
+	p.explain()
+	return errors.Join(errors.Join(c.heavy...), fmt.Errorf("%d of %d faults did more harm than they may", c.failed, total))
 }
 
-// weigh compares what agents take with what they took when they had just
-// started.
-func (p *platform) weigh(ctx context.Context, first map[string]weight) []error {
+// weigh compares what agents take with what they took when they were weighed
+// first.
+func (p *platform) weigh(ctx context.Context, first, last map[string]weight) []error {
 	var errs []error
 	for name, a := range p.agents {
-		now := weight{pid: a.process.Pid()}
+		now := weight{at: time.Now(), pid: a.process.Pid()}
 		entries, err := os.ReadDir(filepath.Join("/proc", fmt.Sprint(now.pid), "fd"))
 		if err != nil {
 			errs = append(errs, err)
@@ -93,6 +109,7 @@ func (p *platform) weigh(ctx context.Context, first map[string]weight) []error {
 		if metrics, err := a.scrape(ctx); err == nil && len(metrics["go_goroutines"].GetMetric()) == 1 {
 			now.goroutines = int(metrics["go_goroutines"].GetMetric()[0].GetGauge().GetValue())
 		}
+		last[name] = now
 		then, ok := first[name]
 		if !ok || then.pid != now.pid {
 			first[name] = now

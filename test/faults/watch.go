@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
@@ -22,14 +24,41 @@ const (
 type watch struct {
 	enis   []*traffic.Capture
 	leaked int // that has been reported
+	// tagged counts the packets of each tenant that left an ENI of its own.
+	tagged map[string]*atomic.Int64
 	askers map[string]*traffic.Asker
 }
 
+// tag is what the packets of a tenant's pods carry as their TOS, which nothing
+// on their way changes: a class selector (RFC 2474) of the tenant's own.
+func tag(tenant string) byte { return byte(1+slices.Index(tenants, tenant)) << 5 }
+
+// tagLines have a pod tag all that it sends.
+func tagLines(tenant string) []string {
+	return []string{
+		"nft add table ip tag", "nft 'add chain ip tag out { type filter hook output priority mangle; }'",
+		fmt.Sprintf("nft add rule ip tag out ip dscp set %d", tag(tenant)>>2),
+	}
+}
+
+// tagOwner is the tenant that has a tag; "" if none has.
+func tagOwner(tos byte) string {
+	for _, tenant := range tenants {
+		if tos&^3 == tag(tenant) { // without ECN
+			return tenant
+		}
+	}
+	return ""
+}
+
 func startWatch(lab *topo.Lab) (*watch, error) {
-	w := &watch{askers: map[string]*traffic.Asker{}}
+	w := &watch{askers: map[string]*traffic.Asker{}, tagged: map[string]*atomic.Int64{}}
+	for _, tenant := range tenants {
+		w.tagged[tenant] = new(atomic.Int64)
+	}
 	for _, x := range lab.Proxies {
 		for _, tenant := range tenants {
-			c, err := traffic.StartCapture(lab.VPCs[tenant].Machine, x.ENIs[tenant].Port, notFrom(x.ENIs[tenant].Address.Addr(), innerVip))
+			c, err := traffic.StartCapture(lab.VPCs[tenant].Machine, x.ENIs[tenant].Port, w.strange(tenant, x.ENIs[tenant].Address.Addr(), innerVip))
 			if err != nil {
 				return w, err
 			}
@@ -51,20 +80,34 @@ func startWatch(lab *topo.Lab) (*watch, error) {
 	return w, nil
 }
 
-// notFrom finds packets that left an ENI with a source that is not its own.
-func notFrom(own ...netip.Addr) func(traffic.Packet) bool {
+// strange finds packets that left an ENI and must not: with a source that is
+// not its own, or from another tenant's pod.
+func (w *watch) strange(tenant string, own ...netip.Addr) func(traffic.Packet) bool {
 	return func(packet traffic.Packet) bool {
 		header, _, ok := packet.IPv4()
 		if !ok || packet.Outgoing {
 			return false
 		}
-		for _, a := range own {
-			if header.Source == a {
-				return false
-			}
+		switch tagOwner(header.TOS) {
+		case tenant:
+			w.tagged[tenant].Add(1)
+		case "":
+		default:
+			return true
 		}
-		return true
+		return !slices.Contains(own, header.Source)
 	}
+}
+
+// sees tells whether packets of every tenant have been seen: otherwise their
+// absence elsewhere would say nothing.
+func (w *watch) sees() error {
+	for tenant, n := range w.tagged {
+		if n.Load() == 0 {
+			return fmt.Errorf("no packet that the pods of %s have tagged was seen", tenant)
+		}
+	}
+	return nil
 }
 
 // leaks returns how many packets were found since it was asked last.
@@ -76,6 +119,9 @@ func (w *watch) leaks() (int, string) {
 		if len(found) > 0 {
 			h, _, _ := found[len(found)-1].IPv4()
 			example = fmt.Sprintf("%s: %s to %s", c.Name, h.Source, h.Destination)
+			if tenant := tagOwner(h.TOS); tenant != "" {
+				example += ", from a pod of " + tenant
+			}
 		}
 	}
 	n := total - w.leaked

@@ -14,6 +14,8 @@ import (
 type IPv4 struct {
 	Source, Destination netip.Addr
 	Protocol            byte
+	// TOS is DSCP and ECN (RFC 2474, RFC 3168).
+	TOS byte
 }
 
 // ipv4HeaderLength is that of a header without options (RFC 791 section 3.1).
@@ -22,7 +24,7 @@ const ipv4HeaderLength = 20
 // Packet puts the header before a payload.
 func (h IPv4) Packet(payload []byte) []byte {
 	p := make([]byte, ipv4HeaderLength, ipv4HeaderLength+len(payload))
-	p[0] = 4<<4 | ipv4HeaderLength/4
+	p[0], p[1] = 4<<4|ipv4HeaderLength/4, h.TOS
 	binary.BigEndian.PutUint16(p[2:], uint16(ipv4HeaderLength+len(payload)))
 	p[8] = 64
 	p[9] = h.Protocol
@@ -44,7 +46,7 @@ func parseIPv4(p []byte) (h IPv4, payload []byte, ok bool) {
 	}
 	h = IPv4{
 		Source: netip.AddrFrom4([4]byte(p[12:16])), Destination: netip.AddrFrom4([4]byte(p[16:20])),
-		Protocol: p[9],
+		Protocol: p[9], TOS: p[1],
 	}
 	return h, p[length:], true
 }
