@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -65,7 +66,9 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 		probe.begin()
 	}
 	start := time.Now()
-	if err := f.inject(ctx, p); err != nil {
+	// Between the lines of the agents' logs, to read them by.
+	fmt.Fprintf(os.Stderr, "%s  %s/%s\n", start.Format(time.StampMilli), f.area, f.name)
+	if err := within(ctx, p, f.inject); err != nil {
 		return r, fmt.Errorf("inject: %w", err)
 	}
 	lasts := usual
@@ -84,16 +87,26 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 		return r, context.Cause(ctx)
 	case <-time.After(time.Until(start.Add(lasts))):
 	}
-	if err := f.end(ctx, p); err != nil {
+	if err := within(ctx, p, f.end); err != nil {
 		return r, fmt.Errorf("end: %w", err)
 	}
 	ended := time.Now()
+	fmt.Fprintf(os.Stderr, "%s  over\n", ended.Format(time.StampMilli))
 	if err := p.awaitSound(ctx, soundLimit); err != nil {
 		r.problems = append(r.problems, fmt.Sprintf("not in place again after %v: %v", soundLimit, err))
 	}
 	r.sound = time.Since(ended)
 	p.judge(&r, start)
 	return r, nil
+}
+
+// typingLimit is what injecting a fault, or ending it, may take.
+const typingLimit = 30 * time.Second
+
+func within(ctx context.Context, p *platform, do func(context.Context, *platform) error) error {
+	ctx, cancel := context.WithTimeout(ctx, typingLimit)
+	defer cancel()
+	return do(ctx, p)
 }
 
 // judge compares what was seen since a moment with what must hold.

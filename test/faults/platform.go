@@ -104,15 +104,23 @@ func (p *platform) close() error {
 	return errors.Join(append(errs, os.RemoveAll(p.files))...)
 }
 
-// explain shows what the agents have logged last.
+// explain shows what the agents have logged last, and leaves all of it among
+// the artifacts.
 func (p *platform) explain() {
 	const last = 2000 // characters
+	directory := os.Getenv("VPCPROXY_ARTIFACTS")
 	for name, a := range p.agents {
 		if a.process == nil {
 			continue
 		}
 		log := a.process.Log()
 		fmt.Fprintf(os.Stderr, "\n%s:\n%s\n", name, log[max(0, len(log)-last):])
+		if directory == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(directory, "faults-"+name+".log"), []byte(log), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, "faults:", err)
+		}
 	}
 }
 
