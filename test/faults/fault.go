@@ -40,6 +40,8 @@ type promise struct {
 	broken bool
 	// split is set if both proxies may hold the HaVips while the fault lasts.
 	split bool
+	// logged are parts of the only lines of level ERROR that agents may write.
+	logged []string
 	// check is asked after the fault has been injected, until it agrees.
 	check func(context.Context, *platform) error
 }

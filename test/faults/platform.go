@@ -52,6 +52,7 @@ type agent struct {
 	*topo.Machine
 	config  string
 	process *topo.Process
+	read    int // octets of its log that complaints has been through
 }
 
 func program(name string) string { return filepath.Join(os.Getenv("VPCPROXY_BIN"), name) }
@@ -83,7 +84,11 @@ func newPlatform(ctx context.Context) (p *platform, err error) {
 			return nil, err
 		}
 	}
-	return p, errors.Join(p.awaitSound(ctx, time.Minute), p.watch.sees())
+	err = errors.Join(p.awaitSound(ctx, time.Minute), p.watch.sees())
+	if complaints := p.complaints(nil); len(complaints) > 0 {
+		err = errors.Join(err, errors.New(strings.Join(complaints, "\n")))
+	}
+	return p, err
 }
 
 // close ends everything.

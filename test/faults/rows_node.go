@@ -39,7 +39,7 @@ func agentFaults() []fault {
 			typed: []string{"mount -t tmpfs -o size=64k full /var/lib/vpcproxy", "head -c 60k /dev/zero > /var/lib/vpcproxy/ballast || true"},
 			undo: func(ctx context.Context, p *platform) error {
 				return errors.Join(send(syscall.SIGKILL, "host1")(ctx, p), p.typeOn(ctx, "host1", []string{"umount /var/lib/vpcproxy"}), revive("host1")(ctx, p))
-			}},
+			}, holds: promise{logged: []string{"no space left on device"}}},
 		{area: "agent", name: "its saved intent is truncated", do: func(ctx context.Context, p *platform) error {
 			return errors.Join(send(syscall.SIGKILL, "host1")(ctx, p), p.typeOn(ctx, "host1", []string{"truncate -s 100 /var/lib/vpcproxy/intent.json"}))
 		}, undo: revive("host1")},

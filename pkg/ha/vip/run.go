@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -128,7 +129,7 @@ func (s *Set) repair(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	s.tell(s.kernel, found)
+	s.tell(ctx, s.kernel, found)
 	s.kernel = found
 	for _, d := range found {
 		switch d.Fault {
@@ -144,11 +145,17 @@ func (s *Set) repair(ctx context.Context) {
 	}
 }
 
-// tell logs discrepancies that are new, and those that are over.
-func (s *Set) tell(before, now []Discrepancy) {
+// tell logs discrepancies that are new, and those that are over. What this node
+// itself is about to mend is no error: a link that has just been made lacks its
+// address.
+func (s *Set) tell(ctx context.Context, before, now []Discrepancy) {
 	for _, d := range now {
 		if !slices.Contains(before, d) {
-			s.opts.Log.Error("HaVip is not where it was elected to", "address", d.Address.String(), "fault", d.Fault, "detail", d.Detail)
+			level := slog.LevelError
+			if d.Fault == Lacking || d.Fault == Lingering {
+				level = slog.LevelWarn
+			}
+			s.opts.Log.Log(ctx, level, "HaVip is not where it was elected to", "address", d.Address.String(), "fault", d.Fault, "detail", d.Detail)
 		}
 	}
 	for _, d := range before {
@@ -220,7 +227,7 @@ func (s *Set) watchWire(ctx context.Context) {
 		seen = now
 		s.mu.Lock()
 		if ctx.Err() == nil {
-			s.tell(s.wire, found)
+			s.tell(ctx, s.wire, found)
 			s.wire = found
 		}
 		s.mu.Unlock()
