@@ -44,6 +44,8 @@ type promise struct {
 	logged []string
 	// check is asked after the fault has been injected, until it agrees.
 	check func(context.Context, *platform) error
+	// after must hold, too, when all is in place again.
+	after func(context.Context, *platform) error
 }
 
 const (

@@ -88,7 +88,11 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	}
 	ended := time.Now()
 	fmt.Fprintf(os.Stderr, "%s  over\n", ended.Format(time.StampMilli))
-	if err := p.awaitSound(ctx, soundLimit); err != nil {
+	var also []func(context.Context, *platform) error
+	if f.holds.after != nil {
+		also = append(also, f.holds.after)
+	}
+	if err := p.awaitSound(ctx, soundLimit, also...); err != nil {
 		r.problems = append(r.problems, fmt.Sprintf("not in place again after %v: %v", soundLimit, err))
 	}
 	r.sound = time.Since(ended)

@@ -84,7 +84,7 @@ func newPlatform(ctx context.Context) (p *platform, err error) {
 			return nil, err
 		}
 	}
-	err = errors.Join(p.awaitSound(ctx, time.Minute), p.watch.sees())
+	err = errors.Join(p.awaitSound(ctx, time.Minute, inRoutes), p.watch.sees())
 	if complaints := p.complaints(nil); len(complaints) > 0 {
 		err = errors.Join(err, errors.New(strings.Join(complaints, "\n")))
 	}
@@ -154,10 +154,10 @@ func (p *platform) install(ctx context.Context) error {
 	}
 	nodes := []node{{p.lab.Control, []string{"roles: [controller]", "controller: {listen: ':9443'}"}}}
 	for _, h := range p.lab.Hosts {
-		nodes = append(nodes, node{h.Machine, []string{"roles: [function]", follow, "podCIDRs: [" + h.PodCIDR.String() + "]"}})
+		nodes = append(nodes, node{h.Machine, []string{"roles: [function]", follow, speaking, "podCIDRs: [" + h.PodCIDR.String() + "]"}})
 	}
 	for _, x := range p.lab.Proxies {
-		nodes = append(nodes, node{x.Machine, []string{"roles: [proxy]", follow}})
+		nodes = append(nodes, node{x.Machine, []string{"roles: [proxy]", follow, speaking}})
 	}
 	for _, n := range nodes {
 		issue := []string{"pki", "issue", n.on.Name, "--ca", pki}
@@ -357,8 +357,19 @@ func (p *platform) inPlace(ctx context.Context) error {
 	return nil
 }
 
-func (p *platform) awaitSound(ctx context.Context, limit time.Duration) error {
+// awaitSound waits until all is in place, and then whatever else must hold.
+func (p *platform) awaitSound(ctx context.Context, limit time.Duration, also ...func(context.Context, *platform) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return p.until(ctx, p.sound)
+	return p.until(ctx, func(ctx context.Context) error {
+		if err := p.sound(ctx); err != nil {
+			return err
+		}
+		for _, do := range also {
+			if err := do(ctx, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -13,7 +13,7 @@ func faults() []fault {
 	var all []fault
 	for _, part := range [][]fault{
 		agentFaults(), deviceFaults(), routeFaults(), filterFaults(), sysctlFaults(), eniFaults(),
-		underlayFaults(), electionFaults(), controlFaults(), limitFaults(), hostileFaults(),
+		underlayFaults(), electionFaults(), bgpFaults(), controlFaults(), limitFaults(), hostileFaults(),
 	} {
 		all = append(all, part...)
 	}
