@@ -98,6 +98,7 @@ func (k EgressKey) Commands(op Op, e Egress) []string {
 	if op == Create {
 		out = append(out, inNetns(k.Netns, "tc qdisc add dev %s clsact", k.Link))
 	}
+	out = append(out, inNetns(k.Netns, "tc filter add dev %s egress protocol ip flower ip_proto tcp ip_ttl 64 tcp_flags 0x4/0x4 action drop", k.Link))
 	for _, s := range e.Sources {
 		proto := "ip"
 		if s.Is6() {

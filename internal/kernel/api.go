@@ -236,11 +236,12 @@ type Handle interface {
 	EgressSources(ctx context.Context, index int) ([]netip.Addr, error)
 	// SetEgressSources puts the guard in place, changes it with no moment
 	// in which it is open, or repairs it. Besides the sources it lets
-	// neighbor discovery pass, and what is neither IPv4 nor IPv6.
+	// neighbor discovery pass, and what is neither IPv4 nor IPv6; resets of
+	// IPv4 connections are dropped that this namespace itself sends.
 	SetEgressSources(ctx context.Context, index int, sources []netip.Addr) error
 	DeleteEgressGuard(ctx context.Context, index int) error
-	// EgressDrops counts the packets that the guard has dropped since it was
-	// put in place (modulo 2^32 for each address family).
+	// EgressDrops counts the packets with other sources that the guard has
+	// dropped since it was put in place (modulo 2^32 for each address family).
 	EgressDrops(ctx context.Context, index int) (uint64, error)
 }
 

@@ -16,6 +16,7 @@ import (
 // iptables or nftables command reaches. Each priority is ours alone; the first
 // filter that matches decides:
 //
+//	175  ip    a reset of our own        drop
 //	176  ip    a source of the set       ok
 //	177  ipv6  a source of the set       ok
 //	178  ipv6  neighbor discovery        ok
@@ -24,7 +25,12 @@ import (
 //
 // What is neither IPv4 nor IPv6 (ARP) meets none of them. Filters of others, at
 // other priorities, are left alone; the ones before ours can let packets pass.
+//
+// A reset of our own: while source NAT is away, as after nft flush ruleset, answers
+// to translated connections reach the namespace's own TCP, which knows nothing of
+// them and would end them. Nothing else there speaks TCP by the ENI.
 const (
+	prioReset     uint16 = 175
 	prioSources4  uint16 = 176
 	prioSources6  uint16 = 177
 	prioDiscovery uint16 = 178
@@ -32,8 +38,11 @@ const (
 	prioDrop6     uint16 = 180
 )
 
-// Offsets into the IPv4 (RFC 791) and IPv6 (RFC 8200) headers.
+// Offsets into the IPv4 (RFC 791), TCP (RFC 9293) and IPv6 (RFC 8200) headers.
 const (
+	offsetVersion    = 0
+	offsetTTL        = 8
+	offsetTCPFlags   = 32 // behind an IPv4 header without options
 	offsetSource4    = 12
 	offsetSource6    = 8
 	offsetNextHeader = 4 // of the word that has it in its third byte
@@ -57,6 +66,7 @@ func dropFilters() []guardFilter {
 	return []guardFilter{
 		{prio: prioDrop4, action: netlink.TC_ACT_SHOT},
 		{prio: prioDrop6, action: netlink.TC_ACT_SHOT},
+		{prio: prioReset, action: netlink.TC_ACT_SHOT},
 	}
 }
 
@@ -76,7 +86,7 @@ func passFilters(sources []netip.Addr) []guardFilter {
 }
 
 func (f guardFilter) protocol() uint16 {
-	if f.prio == prioSources4 || f.prio == prioDrop4 {
+	if f.prio == prioReset || f.prio == prioSources4 || f.prio == prioDrop4 {
 		return unix.ETH_P_IP
 	}
 	return unix.ETH_P_IPV6
@@ -94,10 +104,21 @@ func (f guardFilter) keys() []netlink.TcU32Key {
 			{Off: offsetNextHeader, Mask: 0xff << 8, Val: unix.IPPROTO_ICMPV6 << 8},
 			{Off: offsetICMPv6, Mask: 0xff << 24, Val: f.icmp << 24},
 		}
+	case f.prio == prioReset:
+		return []netlink.TcU32Key{
+			{Off: offsetVersion, Mask: 0xff << 24, Val: 0x45 << 24},
+			// A new namespace's net.ipv4.ip_default_ttl; what is forwarded has
+			// come through two routers, and has less.
+			{Off: offsetTTL, Mask: 0xffff << 16, Val: 64<<24 | unix.IPPROTO_TCP<<16},
+			{Off: offsetTCPFlags, Mask: tcpReset << 16, Val: tcpReset << 16},
+		}
 	default:
 		return []netlink.TcU32Key{{}} // everything
 	}
 }
+
+// tcpReset is RST among the TCP flags.
+const tcpReset = 0x04
 
 func wordKeys(offset int32, address []byte) []netlink.TcU32Key {
 	keys := make([]netlink.TcU32Key, 0, len(address)/4)
@@ -197,7 +218,7 @@ func (h *handle) guard(ctx context.Context, index int) (guard, error) {
 	}
 	for _, filter := range listed {
 		prio := filter.Attrs().Priority
-		if prio < prioSources4 || prio > prioDrop6 {
+		if prio < prioReset || prio > prioDrop6 {
 			g.others++
 			continue
 		}
@@ -235,13 +256,15 @@ func readFilter(filter netlink.Filter) (f guardFilter, drops uint64, ok bool) {
 			f.icmp = u32.Sel.Keys[1].Val >> 24
 		}
 	}
-	if f.action == netlink.TC_ACT_SHOT && action.Statistics != nil && action.Statistics.Queue != nil {
+	if f.drops() && f.prio != prioReset && action.Statistics != nil && action.Statistics.Queue != nil {
 		drops = uint64(action.Statistics.Queue.Drops)
 	}
 	ok = u32.Protocol == f.protocol() && slices.Equal(u32.Sel.Keys, f.keys()) &&
-		(f.action == netlink.TC_ACT_SHOT) == (f.prio == prioDrop4 || f.prio == prioDrop6)
+		f.drops() == (f.prio == prioReset || f.prio == prioDrop4 || f.prio == prioDrop6)
 	return f, drops, ok
 }
+
+func (f guardFilter) drops() bool { return f.action == netlink.TC_ACT_SHOT }
 
 // SetEgressSources adds before it deletes, and the filters that drop come first
 // of all: there is no moment in which a source outside both the old and the new
