@@ -57,7 +57,12 @@ func run(ctx context.Context, soak time.Duration, only string, seed uint64) (err
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.close()) }()
+	defer func() {
+		if err != nil {
+			p.explain()
+		}
+		err = errors.Join(err, p.close())
+	}()
 	if soak > 0 {
 		return p.soak(ctx, r, chosen, soak, seed)
 	}

@@ -38,7 +38,6 @@ func (p *platform) matrix(ctx context.Context, out *report, faults []fault) erro
 	}
 	out.printf("\n%d faults, %d held, %v\n", len(faults), len(faults)-failed, time.Since(began).Round(time.Second))
 	if failed > 0 {
-		p.explain()
 		return fmt.Errorf("%d of %d faults did more harm than they may", failed, len(faults))
 	}
 	return nil

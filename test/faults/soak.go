@@ -82,7 +82,6 @@ func (p *platform) conclude(out *report, c *course) error {
 	if c.failed+len(c.heavy) == 0 {
 		return nil
 	}
-	p.explain()
 	return errors.Join(errors.Join(c.heavy...), fmt.Errorf("%d of %d faults did more harm than they may", c.failed, total))
 }
 
