@@ -42,6 +42,10 @@ type promise struct {
 	split bool
 	// logged are parts of the only lines of level ERROR that agents may write.
 	logged []string
+	// stays is set if the role may stay where it has gone, until an operator
+	// takes it back: what has been ordered, and adverts that were lost one way
+	// (docs/rfc9568.md, "One that does not hear").
+	stays bool
 	// check is asked after the fault has been injected, until it agrees.
 	check func(context.Context, *platform) error
 	// after must hold, too, when all is in place again.

@@ -54,7 +54,7 @@ func code(s string) string {
 // judges. The error is the lab's; what the product did wrong is in the result.
 func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	r := result{fault: f}
-	if err := p.awaitSound(ctx, time.Minute); err != nil {
+	if err := p.home(ctx); err != nil {
 		return r, fmt.Errorf("before it was injected: %w", err)
 	}
 	for _, probe := range p.probes {
@@ -88,6 +88,9 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	ended := time.Now()
 	fmt.Fprintf(os.Stderr, "%s  over\n", ended.Format(time.StampMilli))
 	var also []func(context.Context, *platform) error
+	if !f.holds.stays {
+		also = append(also, preferred)
+	}
 	if f.holds.after != nil {
 		also = append(also, f.holds.after)
 	}
@@ -98,6 +101,25 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	p.judge(&r, start)
 	return r, nil
 }
+
+// home waits until all is in place and the preferred proxy active, which an
+// operator orders where it does not come about by itself.
+func (p *platform) home(ctx context.Context) error {
+	const limit = time.Minute
+	if err := p.awaitSound(ctx, limit); err != nil {
+		return err
+	}
+	if preferred(ctx, p) == nil {
+		return nil
+	}
+	if err := p.ctl(ctx, "failover", "g1"); err != nil {
+		return err
+	}
+	return p.awaitSound(ctx, limit, preferred)
+}
+
+// preferred tells whether the preferred proxy has the HaVips.
+func preferred(_ context.Context, p *platform) error { return p.watch.heldBy(p.lab.Proxies[0]) }
 
 // typingLimit is what injecting a fault, or ending it, may take.
 const typingLimit = 30 * time.Second

@@ -84,7 +84,7 @@ func newPlatform(ctx context.Context) (p *platform, err error) {
 			return nil, err
 		}
 	}
-	err = errors.Join(p.awaitSound(ctx, time.Minute, inRoutes), p.watch.sees())
+	err = errors.Join(p.awaitSound(ctx, time.Minute, preferred, inRoutes), p.watch.sees())
 	if complaints := p.complaints(nil); len(complaints) > 0 {
 		err = errors.Join(err, errors.New(strings.Join(complaints, "\n")))
 	}
@@ -302,15 +302,16 @@ func revive(names ...string) func(context.Context, *platform) error {
 }
 
 // sound tells whether every agent has all in place, as the controller knows
-// it, the preferred proxy the HaVips, and every pod an answer.
+// it, one proxy the HaVips, and every pod an answer.
 func (p *platform) sound(ctx context.Context) error {
 	for name, a := range p.agents {
 		if !a.process.Running() {
 			return fmt.Errorf("vpcproxyd on %s has ended", name)
 		}
 	}
-	if err := p.watch.heldBy(p.lab.Proxies[0]); err != nil {
-		return err
+	first, second := p.watch.heldBy(p.lab.Proxies[0]), p.watch.heldBy(p.lab.Proxies[1])
+	if first != nil && second != nil {
+		return first
 	}
 	for _, probe := range p.probes {
 		if err := probe.well(); err != nil {

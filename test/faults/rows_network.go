@@ -79,14 +79,14 @@ func electionFaults() []fault {
 	all, heal := dropAdverts("")
 	some, _ := dropAdverts("numgen random mod 100 < 30")
 	return []fault{
-		{area: "election", name: "split brain", do: onBoth(all), undo: onBoth(heal), holds: promise{stall: failover, split: true}},
-		{area: "election", name: "one hears nothing", on: "proxy2", typed: all, mend: heal, holds: promise{stall: failover}},
+		{area: "election", name: "split brain", do: onBoth(all), undo: onBoth(heal), holds: promise{stall: failover, split: true, stays: true}},
+		{area: "election", name: "one hears nothing", on: "proxy2", typed: all, mend: heal, holds: promise{stall: failover, stays: true}},
 		{area: "election", name: "30 % of adverts lost", do: onBoth(some), undo: onBoth(heal), lasts: 10 * time.Second,
 			holds: promise{check: func(_ context.Context, p *platform) error { return p.watch.heldBy(p.lab.Proxies[0]) }}},
 		{area: "election", name: "HaVip deleted on the active", on: "proxy1", typed: []string{"ip -n vpx-red address del " + innerVip.String() + "/32 dev eth1"}, holds: promise{stall: repair}},
 		{area: "election", name: "HaVip added on the standby", on: "proxy2", typed: []string{"ip -n vpx-red address add " + innerVip.String() + "/32 dev eth1"},
 			holds: promise{stall: repair, split: true}},
-		{area: "election", name: "failover by command", do: command("failover", "g1"), holds: promise{stall: failover}},
+		{area: "election", name: "failover by command", do: command("failover", "g1"), holds: promise{stall: failover, stays: true}},
 		{area: "election", name: "the active is drained", do: command("drain", "proxy1"), undo: command("uncordon", "proxy1"), holds: promise{stall: failover}},
 		{area: "election", name: "the clock jumps by an hour", on: "proxy1", typed: []string{"date -s '+1 hour' >/dev/null"}, mend: []string{"date -s '-1 hour' >/dev/null"}},
 	}
