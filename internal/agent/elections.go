@@ -31,7 +31,8 @@ func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
 	wire := vip.NewEthernet(host)
 	a.close = append(a.close, host.Close, wire.Close)
 	options := election.Options{
-		Host: host, Wire: wire, Health: t.health, Copied: t.sessions.copied, Log: a.log,
+		Host: host, Wire: wire, Health: t.health, Log: a.log,
+		Copied: func(group string) bool { return t.sessions.copied(group) && (t.routing == nil || t.routing.told()) },
 		Changed: func(groups []election.Group) {
 			t.sessions.follow(groups)
 			if t.routing != nil {

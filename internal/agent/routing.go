@@ -63,7 +63,8 @@ type routing struct {
 	table     *peering.Table
 	judged    []peering.Judged
 	neighbors bgp.Neighbors
-	problem   string // why neighbors could not be set; "" if they could
+	met       time.Time // when neighbors were spoken with first; zero: not yet
+	problem   string    // why neighbors could not be set; "" if they could
 }
 
 // newRouting makes the speaker that the configuration describes; nil if BGP is
@@ -268,6 +269,9 @@ func (r *routing) meet(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.neighbors = want
+	if r.met.IsZero() {
+		r.met = time.Now()
+	}
 	problem := ""
 	if err != nil && ctx.Err() == nil {
 		problem = err.Error()
@@ -278,6 +282,27 @@ func (r *routing) meet(ctx context.Context) {
 		r.log.Info("BGP neighbors as wanted")
 	}
 	r.problem = problem
+}
+
+// told tells whether neighbors would hear at once of a path that is announced
+// now: all have a session that is past its first update, or have had the time
+// for one. A path that another proxy withdraws for this one's sake would be
+// nobody's until then.
+func (r *routing) told() bool {
+	r.mu.Lock()
+	met, peers := r.met, r.neighbors.Peers
+	r.mu.Unlock()
+	if met.IsZero() {
+		return false
+	}
+	if time.Since(met) >= minSettle {
+		return true
+	}
+	synced := map[netip.Addr]bool{}
+	for _, s := range r.speaker.Sessions() {
+		synced[s.Address] = s.Synced
+	}
+	return !slices.ContainsFunc(peers, func(p bgp.Peer) bool { return !synced[p.Address] })
 }
 
 // refresh judges what is heard now. It returns when to look again at the latest.

@@ -62,7 +62,7 @@ type Options struct {
 	SendKey      uint8
 	AuthOptional bool
 	// Copied, if not nil, tells whether this node could go on with a group's
-	// connections as the active one does. It must not block.
+	// connections, and be found by BGP, as the active one is. It must not block.
 	Copied func(group string) bool
 	// Changed, if not nil, hears of all groups whenever the role in one of
 	// them, or what belongs to it, has changed. It is called from one

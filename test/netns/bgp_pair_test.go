@@ -9,7 +9,12 @@ import (
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
+
+// backAgain is the longest pause while a proxy gives way to one that is back: the
+// one's word that is taken back and the other's, each in the host's kernel.
+const backAgain = time.Second
 
 // TestBGPPair has a pair announce by its HaVip: one of the two, never both for
 // long, and never none after a failover.
@@ -30,8 +35,15 @@ func TestBGPPair(t *testing.T) {
 	}
 	w.announcedBy(t, 1)
 	answeredBy(t, w.Hosts[0].Pods[0].Machine, topo.ServerAddress, "red", innerVip)
+	stream, err := traffic.StartStream(t.Context(), w.Hosts[0].Pods[0].Machine, topo.ServerAddress, streamEvery)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.agents["proxy1"].restart(t)
-	w.announcedBy(t, 0) // preferred, it takes the role back
+	w.announcedBy(t, 0) // preferred, it takes the role back when it is heard
+	if report := stream.Stop(soon); report.LongestGap > backAgain {
+		t.Errorf("nothing came back for %v when the preferred proxy took over", report.LongestGap)
+	}
 	answeredBy(t, w.Hosts[0].Pods[0].Machine, topo.ServerAddress, "red", innerVip)
 }
 
