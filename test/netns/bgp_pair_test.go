@@ -41,7 +41,7 @@ func TestBGPPair(t *testing.T) {
 	}
 	w.agents["proxy1"].restart(t)
 	w.announcedBy(t, 0) // preferred, it takes the role back when it is heard
-	if report := stream.Stop(soon); report.LongestGap > backAgain {
+	if report := stream.Stop(backAgain); report.LongestGap > backAgain {
 		t.Errorf("nothing came back for %v when the preferred proxy took over", report.LongestGap)
 	}
 	answeredBy(t, w.Hosts[0].Pods[0].Machine, topo.ServerAddress, "red", innerVip)
