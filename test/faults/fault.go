@@ -61,6 +61,11 @@ const (
 	repair = 2500 * time.Millisecond
 	// failover likewise, for three intervals of 100 ms and the skew.
 	failover = 2500 * time.Millisecond
+	// cold is for a pair of which neither lives: what agents that have died have
+	// left of the HaVips is removed by the next ones before all else, and nobody
+	// is active before one has compared its kernel with the plan. The lab's
+	// only processor starts five agents in that time.
+	cold = 6 * time.Second
 	// soundLimit is the time after a fault in which all must be in place.
 	soundLimit = 10 * time.Second
 )

@@ -33,7 +33,7 @@ func agentFaults() []fault {
 			holds: promise{stall: failover, split: true}},
 		{area: "agent", name: "killed on the standby proxy", do: send(syscall.SIGKILL, "proxy2"), undo: revive("proxy2")},
 		{area: "agent", name: "all killed at once", do: send(syscall.SIGKILL, "host1", "host2", "proxy1", "proxy2", "control"),
-			undo: revive("control", "host1", "host2", "proxy1", "proxy2"), lasts: 3 * time.Second, holds: promise{stall: failover, split: true}},
+			undo: revive("control", "host1", "host2", "proxy1", "proxy2"), lasts: 3 * time.Second, holds: promise{stall: cold, split: true}},
 		{area: "agent", name: "started twice", do: startTwice},
 		{area: "agent", name: "its state directory is full", on: "host1",
 			typed: []string{"mount -t tmpfs -o size=64k full /var/lib/vpcproxy", "head -c 60k /dev/zero > /var/lib/vpcproxy/ballast || true"},
