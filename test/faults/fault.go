@@ -68,6 +68,10 @@ const (
 	cold = 6 * time.Second
 	// soundLimit is the time after a fault in which all must be in place.
 	soundLimit = 10 * time.Second
+	// homeLimit is the time after that in which the preferred proxy must be the
+	// active one again: it waits until BGP neighbors hear it, for ten seconds
+	// at most (docs/adr/0015-elections-move-havips.md), and for what it takes to start.
+	homeLimit = 15 * time.Second
 )
 
 // String says in a few words what must hold.

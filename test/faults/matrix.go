@@ -34,7 +34,7 @@ func (p *platform) matrix(ctx context.Context, out *report, faults []fault) erro
 			verdict = "**" + strings.Join(r.problems, "; ") + "**"
 		}
 		out.printf("| %d | %s | %s | %s | %s | %v | %v | %s |\n", i+1, f.area, f.name, code(f.how()), f.holds,
-			r.stall.Round(time.Millisecond), r.sound.Round(time.Millisecond), strings.ReplaceAll(verdict, "|", "\\|"))
+			r.stall.Round(time.Millisecond), r.sound.Round(time.Millisecond), strings.NewReplacer("|", "\\|", "\n", " ").Replace(verdict))
 	}
 	out.printf("\n%d faults, %d held, %v\n", len(faults), len(faults)-failed, time.Since(began).Round(time.Second))
 	if failed > 0 {
@@ -88,9 +88,6 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	ended := time.Now()
 	fmt.Fprintf(os.Stderr, "%s  over\n", ended.Format(time.StampMilli))
 	var also []func(context.Context, *platform) error
-	if !f.holds.stays {
-		also = append(also, preferred)
-	}
 	if f.holds.after != nil {
 		also = append(also, f.holds.after)
 	}
@@ -98,6 +95,11 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 		r.problems = append(r.problems, fmt.Sprintf("not in place again after %v: %v", soundLimit, err))
 	}
 	r.sound = time.Since(ended)
+	if !f.holds.stays {
+		if err := p.awaitSound(ctx, homeLimit, preferred); err != nil {
+			r.problems = append(r.problems, fmt.Sprintf("the preferred proxy has not the role back after another %v: %v", homeLimit, err))
+		}
+	}
 	p.judge(&r, start)
 	return r, nil
 }

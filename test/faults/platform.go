@@ -236,16 +236,21 @@ func (p *platform) ctl(ctx context.Context, args ...string) error {
 // patience is the pause between two looks: each runs a program.
 const patience = 200 * time.Millisecond
 
-// until repeats something until it succeeds.
+// until repeats something until it succeeds. When the context ends, it returns
+// why it last failed by itself.
 func (p *platform) until(ctx context.Context, do func(context.Context) error) error {
+	var last error
 	for {
 		err := do(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return err
+			return last
 		case <-time.After(patience):
 		}
 	}
