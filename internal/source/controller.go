@@ -18,10 +18,11 @@ import (
 
 const (
 	// retryMin and retryMax bound the wait between attempts to reach the
-	// controller: short enough to notice its return, long enough that a
+	// controller, but for jitter of half as much: short enough that its return is
+	// noticed within ten seconds, its start included; long enough that a
 	// thousand nodes do not keep it from starting.
 	retryMin = 200 * time.Millisecond
-	retryMax = 10 * time.Second
+	retryMax = 5 * time.Second
 	// silence is how long a stream may say nothing before it counts as
 	// lost: three of the controller's heartbeats.
 	silence = 30 * time.Second
