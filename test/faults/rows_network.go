@@ -86,7 +86,7 @@ func electionFaults() []fault {
 		{area: "election", name: "HaVip deleted on the active", on: "proxy1", typed: []string{"ip -n vpx-red address del " + innerVip.String() + "/32 dev eth1"}, holds: promise{stall: repair}},
 		{area: "election", name: "HaVip added on the standby", on: "proxy2", typed: []string{"ip -n vpx-red address add " + innerVip.String() + "/32 dev eth1"},
 			// What somebody else has added is not the product's to remove.
-			mend: []string{"ip -n vpx-red address del " + innerVip.String() + "/32 dev eth1"},
+			mend:  []string{"ip -n vpx-red address del " + innerVip.String() + "/32 dev eth1"},
 			holds: promise{stall: repair, split: true, logged: []string{"fault=foreign", "fault=contested"}}},
 		{area: "election", name: "failover by command", do: command("failover", "g1"), holds: promise{stall: failover, stays: true}},
 		{area: "election", name: "the active is drained", do: command("drain", "proxy1"), undo: command("uncordon", "proxy1"), holds: promise{stall: failover}},
