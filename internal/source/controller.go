@@ -22,7 +22,10 @@ const (
 	// noticed within ten seconds, its start included; long enough that a
 	// thousand nodes do not keep it from starting.
 	retryMin = 200 * time.Millisecond
-	retryMax = 5 * time.Second
+	retryMax = 4 * time.Second
+	// retryStarting is the longest wait for a controller that has answered
+	// that it has only just started.
+	retryStarting = time.Second
 	// silence is how long a stream may say nothing before it counts as
 	// lost: three of the controller's heartbeats.
 	silence = 30 * time.Second
@@ -131,8 +134,11 @@ func (c *Controller) Run(ctx context.Context) error {
 		if ctx.Err() == nil {
 			c.lost(err)
 		}
-		if got {
+		switch {
+		case got:
 			wait = retryMin
+		case connect.IsWireError(err) && connect.CodeOf(err) == connect.CodeUnavailable:
+			wait = min(wait, retryStarting)
 		}
 		select {
 		case <-ctx.Done():

@@ -13,6 +13,7 @@ import (
 type result struct {
 	fault    fault
 	stall    time.Duration // the longest that a pod waited that is not spared
+	injected time.Duration // what the injection took
 	sound    time.Duration // from the end of the fault until all was in place
 	problems []string
 }
@@ -66,6 +67,7 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	if err := within(ctx, p, f.inject); err != nil {
 		return r, fmt.Errorf("inject: %w", err)
 	}
+	r.injected = time.Since(start)
 	lasts := usual
 	if f.lasts > 0 {
 		lasts = f.lasts
@@ -135,7 +137,11 @@ func within(ctx context.Context, p *platform, do func(context.Context, *platform
 // judge compares what was seen since a moment with what must hold.
 func (p *platform) judge(r *result, since time.Time) {
 	holds := r.fault.holds
+	// While somebody is still at it, nothing that he breaks can hold.
 	limit := max(holds.stall, unnoticed)
+	if holds.stall > 0 {
+		limit += r.injected
+	}
 	for _, probe := range p.probes {
 		o := probe.outcome()
 		spared := slices.Contains(holds.spared, o.tenant)

@@ -12,7 +12,7 @@ func filterFaults() []fault {
 		{area: "filter", name: "our table deleted", on: "host1", typed: []string{"nft delete table inet vpcproxy"}, holds: both},
 		{area: "filter", name: "our steering map flushed", on: "host1", typed: []string{"nft flush map inet vpcproxy steer4_32_24"}, holds: both},
 		{area: "filter", name: "nft flush ruleset", on: "host1", typed: []string{"nft flush ruleset"}, holds: both},
-		{area: "filter", name: "ten flushes in a second, as of a firewall that reloads", on: "host1",
+		{area: "filter", name: "ten flushes one after the other, as of a firewall that reloads", on: "host1",
 			typed: []string{"for i in 1 2 3 4 5 6 7 8 9 10; do iptables -F; iptables -t nat -F; sleep 0.1; done"}, holds: both},
 		{area: "filter", name: "iptables -F on the active proxy", on: "proxy1", typed: []string{inRed + "iptables -F"}, holds: both},
 		{area: "filter", name: "iptables -t nat -F on the active proxy", on: "proxy1", typed: []string{inRed + "iptables -t nat -F"}, holds: both},

@@ -100,12 +100,7 @@ func hostileFaults() []fault {
 			inner := traffic.IPv4{Source: netip.MustParseAddr("100.64.0.1"), Destination: topo.ServerAddress, Protocol: unix.IPPROTO_UDP}.
 				Packet(traffic.UDP(4242, 4242, []byte("forged")))
 			outer := traffic.IPv4{Source: source, Destination: outerVip, Protocol: unix.IPPROTO_GRE}.Packet(gre.Packet(inner))
-			for range 500 {
-				if err := traffic.Inject(p.machine(from), outer); err != nil {
-					return err
-				}
-			}
-			return nil
+			return traffic.Flood(p.machine(from), outer, 500)
 		}}
 	}
 	key := uint32(99)

@@ -134,7 +134,10 @@ func Echo(id, sequence uint16, payload []byte) []byte {
 
 // Inject sends a packet, header and all, from a machine: nothing keeps the
 // source from being somebody else's.
-func Inject(m *topo.Machine, packet []byte) error {
+func Inject(m *topo.Machine, packet []byte) error { return Flood(m, packet, 1) }
+
+// Flood injects a packet so many times, as fast as it can.
+func Flood(m *topo.Machine, packet []byte, times int) error {
 	header, _, ok := parseIPv4(packet)
 	if !ok {
 		return fmt.Errorf("%s: inject: not an IPv4 packet", m.Name)
@@ -146,8 +149,10 @@ func Inject(m *topo.Machine, packet []byte) error {
 		}
 		defer unix.Close(fd)
 		to := &unix.SockaddrInet4{Addr: header.Destination.As4()}
-		if err := unix.Sendto(fd, packet, 0, to); err != nil {
-			return fmt.Errorf("%s: inject to %s: %w", m.Name, header.Destination, err)
+		for range times {
+			if err := unix.Sendto(fd, packet, 0, to); err != nil {
+				return fmt.Errorf("%s: inject to %s: %w", m.Name, header.Destination, err)
+			}
 		}
 		return nil
 	})

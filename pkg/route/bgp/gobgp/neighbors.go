@@ -185,6 +185,9 @@ func (s *Speaker) gracefulRestart() *api.GracefulRestart {
 	}
 	return &api.GracefulRestart{
 		Enabled: true, RestartTime: uint32(g / time.Second),
+		// Who hears nothing says so when its hold time is over: its routes are
+		// kept then, too (RFC 8538). Who leaves sends a hard reset instead.
+		NotificationEnabled: true,
 		// Updates wait for what the peers have to say, but not for so
 		// long that peers drop what they keep for us.
 		DeferralTime:    uint32(max(g/2/time.Second, 1)),
