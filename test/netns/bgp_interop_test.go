@@ -38,6 +38,7 @@ protocol bgp {
 	multihop;
 	rr client;
 	hold time 9;
+	error wait time 2, 10;
 	graceful restart on;
 	vpn4 mpls { table vpntab; import all; export all; import table; };
 }

@@ -26,7 +26,8 @@ protocol bgp {
 	neighbor range 192.168.0.0/16 as %[2]d;
 	multihop;
 	rr client;
-	hold time 90;
+	hold time 9;
+	error wait time 2, 10;
 	graceful restart on;
 	vpn4 mpls { table vpntab; import all; export all; import table; };
 }

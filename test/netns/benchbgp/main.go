@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("benchbgp", flag.ContinueOnError)
 	attachments := flags.Int("attachments", 10_000, "attachments whose routes are measured")
 	hosts := flags.Int("hosts", 1_000, "function hosts that are simulated")
-	only := flags.String("only", "", "routes, routes-bird, hosts or failover")
+	only := flags.String("only", "", "routes, hosts or failover")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -71,8 +71,7 @@ func run(ctx context.Context, args []string) (err error) {
 		name string
 		run  func(context.Context, string) error
 	}{
-		{"routes", func(ctx context.Context, dir string) error { return measureRoutes(ctx, dir, *attachments, ours) }},
-		{"routes-bird", func(ctx context.Context, dir string) error { return measureRoutes(ctx, dir, *attachments, bird) }},
+		{"routes", func(ctx context.Context, dir string) error { return measureRoutes(ctx, dir, *attachments) }},
 		{"hosts", func(ctx context.Context, dir string) error { return measureHosts(ctx, dir, *hosts) }},
 		{"failover", measureFailover},
 	} {

@@ -65,15 +65,28 @@ func platform(n int, host *topo.Host, proxy *topo.Proxy) *intent.Set {
 	return s
 }
 
-// measureRoutes has a proxy announce many attachments to a reflector, and lets a
-// function host that has everything but the routes hear of them.
-func measureRoutes(ctx context.Context, dir string, n int, by string) error {
+// measureRoutes has a proxy announce many attachments to a reflector, ours and
+// then BIRD, and lets a function host that has everything but the routes hear of
+// them.
+func measureRoutes(ctx context.Context, dir string, n int) error {
 	lab, err := topo.Build(ctx, dir, topo.Layout{Hosts: 1, Pods: 1, Proxies: 1})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = lab.Close() }()
-	host, proxy := lab.Hosts[0], lab.Proxies[0]
+	host := lab.Hosts[0]
+	if err := remember(host.Machine, platform(n, host, lab.Proxies[0])); err != nil {
+		return err
+	}
+	for _, by := range []string{ours, bird} {
+		if err := measureReflected(ctx, lab, n, by); err != nil {
+			return fmt.Errorf("reflected by %s: %w", by, err)
+		}
+	}
+	return nil
+}
+
+func measureReflected(ctx context.Context, lab *topo.Lab, n int, by string) error {
 	start, client := startReflector, clientOfReflector
 	if by == bird {
 		start, client = startBIRD, clientOfBIRD
@@ -82,60 +95,87 @@ func measureRoutes(ctx context.Context, dir string, n int, by string) error {
 	if err != nil {
 		return err
 	}
-	if err := remember(host.Machine, platform(n, host, proxy)); err != nil {
+	defer func() { _ = reflector.process.Kill() }()
+	host := lab.Hosts[0]
+	if err := host.Type(ctx, "rm -f /var/lib/vpcproxy/bgp.json"); err != nil {
 		return err
 	}
 	agent, err := startAgent(host.Machine, "node: "+host.Name, "roles: [function]", awayController, client, "reconcile: {refresh: 1h}")
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := agent.await(ctx, 1, "vpcproxy_bgp_session_synced"); err != nil {
-		return err
-	}
-	// It knows that nobody is alive when the routes that it began with are gone.
-	if err := awaitRoutes(ctx, host.Machine, 0); err != nil {
+	defer func() { _ = agent.process.Kill() }()
+	if err := agent.withoutRoutes(ctx, n, by); err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.process.Log())
 	}
-	if err := agent.await(ctx, 1, "vpcproxy_in_sync"); err != nil {
-		return err
-	}
-	fmt.Printf("%d attachments, reflected by %s: the function host has all but the routes after %v\n", n, by, time.Since(began).Round(100*time.Millisecond))
 	if err := lab.Router.Type(ctx, "ip link set host1 down"); err != nil {
 		return err
 	}
-	if err := announceAll(ctx, lab, n, reflector, by); err != nil {
+	announcer, err := announceAll(ctx, lab, n, reflector, by)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = announcer.Kill() }()
+	if err := agent.awaitNone(ctx, "vpcproxy_bgp_session_up"); err != nil {
 		return err
 	}
 	if err := lab.Router.Type(ctx, "ip link set host1 up", "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
 		return err
 	}
-	if err := poll(ctx, 200*time.Millisecond, func() (bool, error) {
-		v, err := agent.metric(ctx, "vpcproxy_bgp_session_up")
-		return err == nil && v == 1, nil
-	}); err != nil {
-		return err
-	}
-	established := time.Now()
-	if err := poll(ctx, 200*time.Millisecond, func() (bool, error) {
-		v, err := agent.metric(ctx, "vpcproxy_bgp_routes_accepted")
-		return err == nil && int(v) == n, nil
-	}); err != nil {
-		return err
-	}
-	believed := time.Since(established)
-	if err := awaitRoutes(ctx, host.Machine, n); err != nil {
+	took, err := agent.hearAll(ctx, n)
+	if err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.process.Log())
 	}
-	fmt.Printf("  believed %.2f s after Established, in the kernel's tables %.2f s after\n", believed.Seconds(), time.Since(established).Seconds())
+	fmt.Printf("  in the kernel's tables %.2f s after the connection was there\n", took.Seconds())
 	if err := agent.weigh("function host's agent"); err != nil {
 		return err
 	}
 	return reflector.weigh("reflector")
 }
 
+// withoutRoutes waits until the agent has made everything but the routes.
+func (a *agent) withoutRoutes(ctx context.Context, n int, by string) error {
+	began := time.Now()
+	if err := a.await(ctx, 1, "vpcproxy_bgp_session_synced"); err != nil {
+		return err
+	}
+	// It knows that nobody is alive when the routes that it began with are gone.
+	if err := awaitRoutes(ctx, a.Machine, 0); err != nil {
+		return err
+	}
+	if err := a.await(ctx, 1, "vpcproxy_in_sync"); err != nil {
+		return err
+	}
+	fmt.Printf("%d attachments, reflected by %s: the function host has all but the routes after %v\n", n, by, time.Since(began).Round(100*time.Millisecond))
+	return nil
+}
+
+// hearAll returns how long after the connection to the reflector so many routes
+// were in the kernel. Whoever measures keeps quiet meanwhile: there is one
+// processor.
+func (a *agent) hearAll(ctx context.Context, n int) (time.Duration, error) {
+	var since time.Time
+	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
+		out, err := a.Run(ctx, "ss", "-tnH", "state", "established", "( dport = :179 )")
+		since = time.Now()
+		return strings.TrimSpace(out) != "", err
+	}); err != nil {
+		return 0, err
+	}
+	err := awaitRoutes(ctx, a.Machine, n)
+	return time.Since(since), err
+}
+
+// awaitNone waits until a metric is zero.
+func (a *agent) awaitNone(ctx context.Context, name string) error {
+	return poll(ctx, time.Second, func() (bool, error) {
+		v, err := a.metric(ctx, name)
+		return err == nil && v == 0, nil
+	})
+}
+
 // announceAll announces from the proxy's machine, until the reflector has all.
-func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent, by string) error {
+func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent, by string) (*topo.Process, error) {
 	proxy := lab.Proxies[0]
 	var paths []bgp.Path
 	for i := range n {
@@ -147,19 +187,20 @@ func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent, by
 	}
 	text, err := json.Marshal(paths)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	const file = "/run/paths.json"
 	if err := proxy.WriteFile(file, string(text)); err != nil {
-		return err
+		return nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	start := time.Now()
-	if _, err := proxy.Start(nil, self, announceMode, file, proxy.Underlay.String(), topo.ControlAddress.String(), by); err != nil {
-		return err
+	announcer, err := proxy.Start(nil, self, announceMode, file, proxy.Underlay.String(), topo.ControlAddress.String(), by)
+	if err != nil {
+		return nil, err
 	}
 	if by == bird {
 		err = awaitBIRD(ctx, lab.Control, n)
@@ -167,10 +208,10 @@ func announceAll(ctx context.Context, lab *topo.Lab, n int, reflector *agent, by
 		err = reflector.await(ctx, float64(n), "vpcproxy_bgp_routes_received", `family="vpnv4"`, proxy.Underlay.String())
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	fmt.Printf("  announced, and in the reflector's table, after %v\n", time.Since(start).Round(10*time.Millisecond))
-	return nil
+	return announcer, nil
 }
 
 // announce speaks until the context ends.
@@ -213,7 +254,7 @@ func announce(ctx context.Context, args []string) error {
 // awaitRoutes waits until so many routes of ours lead somewhere.
 func awaitRoutes(ctx context.Context, m *topo.Machine, want int) error {
 	got := -1
-	err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
+	err := poll(ctx, 300*time.Millisecond, func() (bool, error) {
 		out, err := m.Run(ctx, "sh", "-c", "ip route show table all proto 176 | grep -c ' via ' || true")
 		if err != nil {
 			return false, err
