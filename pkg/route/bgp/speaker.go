@@ -92,7 +92,7 @@ type Speaker interface {
 	Withdraw(ctx context.Context, routes []NLRI) []error
 	// Announced lists what is announced.
 	Announced() []Path
-	// SetInterest replaces what peers are asked for. They may send more.
+	// SetInterest replaces what peers are asked for.
 	SetInterest(ctx context.Context, want Interest) error
 	// SetNeighbors replaces the neighbors. Those that stay keep their
 	// sessions. The first call must come when all paths are announced, so

@@ -61,12 +61,6 @@ func New(o bgp.Options, log *slog.Logger) (*Speaker, error) {
 	}, nil
 }
 
-// manyTargets is from where on everything is asked for instead of so many
-// targets: for each, this library as a reflector looks through its whole table
-// (RFC 4684 section 6 as server.propagateUpdate has it), which with 3,000 targets
-// and as many paths took it 4 s.
-const manyTargets = 200
-
 // minHoldTime is the least that is allowed (RFC 4271 section 4.2).
 const minHoldTime = 3 * time.Second
 
@@ -232,11 +226,6 @@ func (s *Speaker) SetInterest(ctx context.Context, want bgp.Interest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	targets := map[bgp.Target]bool{}
-	limit := manyTargets
-	if s.all {
-		limit /= 2 // not back and forth
-	}
-	want.All = want.All || len(want.Targets) > limit
 	if !want.All {
 		for _, t := range want.Targets {
 			targets[t] = true
