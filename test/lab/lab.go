@@ -26,6 +26,7 @@ import (
 // The environment that scripts/lab and the Makefile set.
 const (
 	insideEnv    = "VPCPROXY_LAB_KERNEL"
+	guestEnv     = "VPCPROXY_LAB_GUEST"
 	binEnv       = "VPCPROXY_BIN"
 	artifactsEnv = "VPCPROXY_ARTIFACTS"
 )
@@ -82,6 +83,22 @@ func require(tb testing.TB, inside bool, met func(Need) error, needs []Need) {
 		if err := met(n); err != nil {
 			tb.Fatalf("the lab has no %s: %v. To fix it, %s", n, err, n.fix)
 		}
+	}
+}
+
+// RequireGuest is Require for a test that changes what no namespace has of its own,
+// such as the clock: on this machine's kernel it is skipped.
+func RequireGuest(tb testing.TB, needs ...Need) {
+	tb.Helper()
+	requireGuest(tb, os.Getenv(insideEnv) != "", os.Getenv(guestEnv) != "", met, needs)
+}
+
+// requireGuest is RequireGuest with the world passed in.
+func requireGuest(tb testing.TB, inside, guest bool, met func(Need) error, needs []Need) {
+	tb.Helper()
+	require(tb, inside, met, needs)
+	if !guest {
+		tb.Skipf("changes what the whole kernel has one of, so it runs in a guest only: VPCPROXY_LAB=uml make test-netns RUN='^%s$'", topLevel(tb.Name()))
 	}
 }
 

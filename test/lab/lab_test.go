@@ -42,6 +42,24 @@ func observe(t *testing.T, name string, f func(tb testing.TB)) *witness {
 	return w
 }
 
+func TestRequireGuest(t *testing.T) {
+	present := func(Need) error { return nil }
+	for _, c := range []struct {
+		inside, guest bool
+		outcome, says string
+	}{
+		{false, false, "skip", "make test-netns RUN='^TestX$'"},
+		{false, true, "skip", "make test-netns RUN='^TestX$'"},
+		{true, false, "skip", "VPCPROXY_LAB=uml make test-netns RUN='^TestX$'"},
+		{true, true, "pass", ""},
+	} {
+		w := observe(t, "TestX", func(tb testing.TB) { requireGuest(tb, c.inside, c.guest, present, nil) })
+		if w.outcome != c.outcome || !strings.Contains(w.message, c.says) {
+			t.Errorf("inside %v, guest %v: %s, %q; want %s, %q", c.inside, c.guest, w.outcome, w.message, c.outcome, c.says)
+		}
+	}
+}
+
 func TestRequire(t *testing.T) {
 	want := Need{"moon dust", "false", "fly there"}
 	absent := func(Need) error { return errors.New("none found") }
