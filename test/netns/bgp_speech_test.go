@@ -15,6 +15,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp/gobgp"
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
+	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
 
 // speechEnv makes the test binary a BGP speaker that says what it holds, and
@@ -29,6 +30,13 @@ type speech struct {
 }
 
 func TestMain(m *testing.M) {
+	if os.Getenv(pausesEnv) != "" {
+		if err := traffic.LookForPauses(os.Stdout); err != nil {
+			slog.Error("look for pauses", "err", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if text := os.Getenv(speechEnv); text != "" {
 		if err := speak(text); err != nil {
 			slog.Error("speak", "err", err)

@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -19,9 +19,9 @@ import (
 // Asker asks again and again by ARP who has an address, and keeps who answered
 // when: the truth about where an address is, as its neighbors see it.
 type Asker struct {
-	file  *os.File
-	tasks sync.WaitGroup
-	stop  chan struct{}
+	socket *stamped
+	tasks  sync.WaitGroup
+	stop   chan struct{}
 
 	mu      sync.Mutex
 	answers []Claim
@@ -56,7 +56,9 @@ func StartAsker(m *topo.Machine, device string, address netip.Addr, every time.D
 		if err != nil {
 			return err
 		}
-		a.file = os.NewFile(uintptr(fd), device)
+		if a.socket, err = newStamped(fd, device); err != nil {
+			return err
+		}
 		arp := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ARP))
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: arp, Ifindex: link.Index})
 	})
@@ -82,7 +84,7 @@ func (a *Asker) ask(frame []byte, every time.Duration) {
 		case <-a.stop:
 			return
 		case <-t.C:
-			_, _ = a.file.Write(frame) // a device may be down for a while
+			_, _ = a.socket.file.Write(frame) // a device may be down for a while
 		}
 	}
 }
@@ -90,15 +92,15 @@ func (a *Asker) ask(frame []byte, every time.Duration) {
 func (a *Asker) listen(address netip.Addr) {
 	b := make([]byte, 1514)
 	for {
-		n, err := a.file.Read(b)
+		n, at, err := a.socket.read(b)
 		switch {
-		case errors.Is(err, os.ErrClosed):
+		case errors.Is(err, io.EOF):
 			return
 		case err != nil, n < arpFrame, netip.AddrFrom4([4]byte(b[arpSender:arpSender+4])) != address:
 			continue
 		}
 		c := Claim{
-			At: time.Now(), MAC: net.HardwareAddr(b[arpSenderMAC : arpSenderMAC+6]).String(),
+			At: at, MAC: net.HardwareAddr(b[arpSenderMAC : arpSenderMAC+6]).String(),
 			Gratuitous: netip.AddrFrom4([4]byte(b[arpTarget:arpTarget+4])) == address,
 		}
 		a.mu.Lock()
@@ -127,7 +129,7 @@ func (a *Asker) Last() Claim {
 // Stop ends it.
 func (a *Asker) Stop() {
 	close(a.stop)
-	_ = a.file.Close()
+	_ = a.socket.file.Close()
 	a.tasks.Wait()
 }
 
