@@ -1,11 +1,7 @@
 package netns
 
 import (
-	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"testing"
 	"time"
 )
@@ -17,21 +13,7 @@ const crowding = 16
 // TestStarvedPair has busy programs on the proxies' processor. With the priority that
 // the unit gives them, the agents go on as before.
 func TestStarvedPair(t *testing.T) {
-	unit, err := os.ReadFile("../../deploy/systemd/vpcproxyd-proxy.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nice := regexp.MustCompile(`(?m)^Nice=(-?\d+)$`).FindSubmatch(unit)
-	if nice == nil {
-		t.Fatal("the unit has no Nice=")
-	}
-	p := &pair{world: newWorld(t, pairLayout), interval: 300 * time.Millisecond}
-	run := filepath.Join(t.TempDir(), "as-in-the-unit")
-	if err := os.WriteFile(run, fmt.Appendf(nil, "#!/bin/sh\nexec nice -n %s %s \"$@\"\n", nice[1], p.daemon), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	p.daemon = run
-	p.begin(t)
+	p := newPair(t, 300*time.Millisecond)
 	start := time.Now()
 	p.steady(t, func() {
 		for range crowding {

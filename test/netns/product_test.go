@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -118,6 +120,7 @@ type agent struct {
 	*topo.Machine
 	world   *world
 	config  string // path of its configuration
+	nice    int    // as its unit has it
 	process *topo.Process
 }
 
@@ -151,9 +154,28 @@ func (w *world) startConfigured(t *testing.T, m *topo.Machine, lines ...string) 
 	if err := os.WriteFile(a.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if slices.ContainsFunc(w.Proxies, func(p *topo.Proxy) bool { return p.Machine == m }) {
+		a.nice = unitNice(t)
+	}
 	w.agents[m.Name] = a
 	a.launch(t, w.daemon)
 	return a
+}
+
+// unitNice is the nice value that the unit gives to a proxy's agent.
+func unitNice(t *testing.T) int {
+	t.Helper()
+	unit, err := os.ReadFile("../../deploy/systemd/vpcproxyd-proxy.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(unit), "\nNice=")
+	line, _, _ = strings.Cut(line, "\n")
+	nice, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatalf("the proxy's unit gives it no nice value: %v", err)
+	}
+	return nice
 }
 
 // launch starts the process; awaitReady waits for it.
@@ -182,7 +204,7 @@ func (a *agent) launch(t *testing.T, daemon string) {
 		}
 	}()
 	t.Cleanup(func() { _ = socket.Close() })
-	a.process, err = a.Start([]string{"NOTIFY_SOCKET=" + notify}, daemon, "--config", a.config)
+	a.process, err = a.StartNice(a.nice, []string{"NOTIFY_SOCKET=" + notify}, daemon, "--config", a.config)
 	if err != nil {
 		t.Fatal(err)
 	}

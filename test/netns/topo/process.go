@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Process is a program that runs in a machine until it is killed, its machine
@@ -32,6 +34,11 @@ type Process struct {
 // environment; its output is appended to <machine>-<program>.log. The program
 // does not see this process's Ctrl-C.
 func (m *Machine) Start(env []string, program string, args ...string) (*Process, error) {
+	return m.StartNice(0, env, program, args...)
+}
+
+// StartNice is Start with a nice value.
+func (m *Machine) StartNice(nice int, env []string, program string, args ...string) (*Process, error) {
 	path := filepath.Join(m.dir, m.Name+"-"+filepath.Base(program)+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -42,7 +49,7 @@ func (m *Machine) Start(env []string, program string, args ...string) (*Process,
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := m.onThread(p.cmd.Start); err != nil {
+	if err := m.onThread(func() error { return withNice(nice, p.cmd.Start) }); err != nil {
 		return nil, fmt.Errorf("%s: start %s: %w", m.Name, program, err)
 	}
 	go func() {
@@ -53,6 +60,23 @@ func (m *Machine) Start(env []string, program string, args ...string) (*Process,
 	m.processes = append(m.processes, p)
 	m.mu.Unlock()
 	return p, nil
+}
+
+// withNice does something that starts a process: that inherits the thread's nice
+// value, which is this thread's own for the moment.
+func withNice(nice int, start func() error) error {
+	if nice == 0 {
+		return start()
+	}
+	before, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err == nil {
+		err = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
+	}
+	if err != nil {
+		return fmt.Errorf("nice value %d: %w", nice, err)
+	}
+	const top = 20 // the system call returns this less the nice value
+	return errors.Join(start(), unix.Setpriority(unix.PRIO_PROCESS, 0, top-before))
 }
 
 // Pid is the process's id.

@@ -30,8 +30,9 @@ type pause struct{ from, to time.Duration }
 
 const (
 	// nap is how long the process sleeps, and yawn how much later it may wake up
-	// in a guest that nothing keeps from running.
-	nap, yawn = 5 * time.Millisecond, 5 * time.Millisecond
+	// in a guest that nothing keeps from running. Two programs that share a
+	// processor take turns of a few milliseconds.
+	nap, yawn = 3 * time.Millisecond, 500 * time.Microsecond
 	// foremost is a priority above everybody else's in the lab.
 	foremost = 50
 )
