@@ -40,7 +40,7 @@ func openReport(only string, soak time.Duration, seed uint64) (*report, error) {
 		}
 		r.to = io.MultiWriter(os.Stdout, r.file)
 	}
-	r.printf("## %s\n\n`%s`, %s, kernel %s with %d processors.\n\n",
+	r.printf("## %s\n\n`%s`, %s, kernel %s, processors: %d.\n\n",
 		title, command, time.Now().Format(time.DateOnly), strings.TrimSpace(string(release)), runtime.NumCPU())
 	return r, nil
 }
