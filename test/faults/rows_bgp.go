@@ -10,8 +10,9 @@ import (
 	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
 
-// speaking has hosts and proxies tell each other who is alive.
-const speaking = "bgp: {mode: mesh, asn: 65000, holdTime: 3s, gracefulRestart: 8s, flowIdle: 1s}"
+// speaking has hosts and proxies tell each other who is alive. Only the hold time
+// is not the default, so that a fault can outlast it.
+const speaking = "bgp: {mode: mesh, holdTime: 3s}"
 
 func bgpFaults() []fault {
 	const table = "nft add table ip cut; nft 'add chain ip cut in { type filter hook input priority -300; }'; nft add rule ip cut in tcp "
