@@ -41,7 +41,9 @@ func (w *world) newCrowd(t *testing.T) *crowd {
 	host := w.Hosts[0]
 	pod := host.Pods[0]
 	c := &crowd{Machine: pod.Machine, first: netip.MustParseAddr("10.245.0.0")}
-	typeLines(t, host.Machine, "ip route add 10.245.0.0/20 dev "+pod.Veth)
+	// By one neighbor, not by one for each: a kernel holds 1,024 of them
+	// (gc_thresh3, net/ipv4/arp.c).
+	typeLines(t, host.Machine, "ip route add 10.245.0.0/20 via "+pod.Address.String()+" dev "+pod.Veth)
 	typeLines(t, pod.Machine, "ip route add local 10.245.0.0/20 dev lo")
 	w.put(t, host.Name, fmt.Sprintf(`kind: Node
 metadata: {name: %s}
