@@ -287,5 +287,14 @@ func DecodeSet(b []byte) (*Set, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("intent is malformed: %w", err)
 	}
+	// An object that is null is none, and nobody expects it.
+	for field, i := range map[string]int{
+		"nodes": slices.Index(s.Nodes, nil), "groups": slices.Index(s.Groups, nil),
+		"attachments": slices.Index(s.Attachments, nil), "removed": slices.Index(s.Removed, nil),
+	} {
+		if i >= 0 {
+			return nil, fmt.Errorf("intent is malformed: %s[%d] is null", field, i)
+		}
+	}
 	return &s, nil
 }

@@ -251,7 +251,7 @@ func TestDecodeSet(t *testing.T) {
 	if _, err := intent.DecodeSet([]byte(`{"revision":1,"later":true}`)); err != nil {
 		t.Errorf("a field of a later release: %v; want it left out", err)
 	}
-	for _, text := range []string{``, `[]`, `{"revision":"x"}`, `{"attachments":[{"spec":{"cidrs":["x"]}}]}`} {
+	for _, text := range []string{``, `[]`, `{"revision":"x"}`, `{"attachments":[{"spec":{"cidrs":["x"]}}]}`, `{"removed":[null]}`} {
 		if _, err := intent.DecodeSet([]byte(text)); err == nil {
 			t.Errorf("DecodeSet(%q) succeeded", text)
 		}
@@ -266,7 +266,14 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"apiVersion":"vpcproxy.io/v1alpha1","kind":"ProxyGroup","metadata":{"name":"g"},"spec":{"members":[{"node":"p1"}]}}`))
 	f.Add([]byte(`{"kind":"Attachment","spec":{"enis":[{"gateway":"fe80::1%eth0","addresses":["::ffff:1.2.3.4/120"]}],"greKey":1e400}}`))
 	f.Add([]byte(`{"kind":"Node","spec":{"podCIDRs":[null,7,[],{},"0.0.0.0/0"]}}`))
+	set, err := json.Marshal(platform())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(set)
+	f.Add([]byte(`{"nodes":[null],"attachments":[{"metadata":{"name":"a"}}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		checkSet(t, b)
 		o, err := intent.DecodeJSON(b)
 		if err != nil {
 			return
@@ -292,6 +299,29 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("changed by writing and reading:\n%s\n%+v", text, again)
 		}
 	})
+}
+
+// checkSet reads a snapshot, or a cache, and does with it what an agent does before
+// it has looked at any object.
+func checkSet(t *testing.T, b []byte) {
+	t.Helper()
+	s, err := intent.DecodeSet(b)
+	if err != nil {
+		return
+	}
+	for _, a := range s.Attachments {
+		_ = s.GroupsOf(a)
+	}
+	for _, n := range s.Nodes {
+		_ = s.Clone().Node(n.ObjectName())
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		t.Fatalf("what was decoded cannot be written: %v", err)
+	}
+	if _, err := intent.DecodeSet(text); err != nil {
+		t.Errorf("what was written cannot be read again: %v\n%s", err, text)
+	}
 }
 
 // normal is an object's JSON: lists that are empty and absent are the same.
