@@ -44,6 +44,7 @@ func TestDashboardAndAlertsNameRealMetrics(t *testing.T) {
 	wanted := queries(t)
 	real := map[string]map[string]bool{}
 	flows := 0
+	var lacks error // at the last look that came to its end
 	eventually(t, soon, func(ctx context.Context) error {
 		// Ever more connections, so that ports run out some day.
 		var ports []int
@@ -57,7 +58,7 @@ func TestDashboardAndAlertsNameRealMetrics(t *testing.T) {
 		for _, a := range p.agents {
 			families, err := a.scrape(ctx)
 			if err != nil {
-				return err
+				return errors.Join(err, lacks)
 			}
 			for name, f := range families {
 				for _, m := range f.GetMetric() {
@@ -79,7 +80,8 @@ func TestDashboardAndAlertsNameRealMetrics(t *testing.T) {
 		}
 		if len(missing) > 0 {
 			slices.Sort(missing)
-			return fmt.Errorf("%s", strings.Join(slices.Compact(missing), "\n"))
+			lacks = errors.New(strings.Join(slices.Compact(missing), "\n"))
+			return lacks
 		}
 		return nil
 	})

@@ -131,8 +131,13 @@ func (m *machine) prepare(ctx context.Context, root string) error {
 
 // install has dpkg install a package, or upgrade to it.
 func (m *machine) install(ctx context.Context, deb string) error {
-	return m.Type(ctx, ": >/run/systemctl.log",
-		"DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin dpkg --force-confdef --force-confold -i "+deb)
+	out, err := m.Run(ctx, "sh", "-c", `: >/run/systemctl.log
+		export DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+		dpkg --force-confdef --force-confold -i "$0" 2>&1`, deb)
+	if err != nil {
+		return fmt.Errorf("%s: dpkg -i %s: %w\n%s", m.Name, deb, err, out)
+	}
+	return nil
 }
 
 // configure writes the configuration that the unit names, and the intent.
