@@ -46,9 +46,10 @@ func TestDashboardAndAlertsNameRealMetrics(t *testing.T) {
 	flows := 0
 	var lacks error // at the last look that came to its end
 	eventually(t, soon, func(ctx context.Context) error {
-		// Ever more connections, so that ports run out some day.
+		// Ever more connections, so that ports run out some day. A few looks must
+		// do: scraping what has BGP takes a second where processors are busy.
 		var ports []int
-		for range 200 {
+		for range 500 {
 			flows++
 			ports = append(ports, 10000+flows%50000)
 		}
@@ -80,7 +81,7 @@ func TestDashboardAndAlertsNameRealMetrics(t *testing.T) {
 		}
 		if len(missing) > 0 {
 			slices.Sort(missing)
-			lacks = errors.New(strings.Join(slices.Compact(missing), "\n"))
+			lacks = fmt.Errorf("after %d connections:\n%s", flows, strings.Join(slices.Compact(missing), "\n"))
 			return lacks
 		}
 		return nil

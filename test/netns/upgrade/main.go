@@ -129,10 +129,13 @@ func (m *machine) prepare(ctx context.Context, root string) error {
 	return m.Type(ctx, lines...)
 }
 
-// install has dpkg install a package, or upgrade to it.
+// install has dpkg install a package, or upgrade to it. Directories are made before:
+// dpkg renames new ones, and an overlay whose upper layer has no extended
+// attributes, as in a guest, refuses that.
 func (m *machine) install(ctx context.Context, deb string) error {
 	out, err := m.Run(ctx, "sh", "-c", `: >/run/systemctl.log
 		export DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+		dpkg-deb -c "$0" | sed -n 's|^d.* \./|/|p' | xargs mkdir -p
 		dpkg --force-confdef --force-confold -i "$0" 2>&1`, deb)
 	if err != nil {
 		return fmt.Errorf("%s: dpkg -i %s: %w\n%s", m.Name, deb, err, out)
