@@ -21,6 +21,9 @@ import (
 )
 
 const (
+	// vpcproxyctl is as the package installs it, which no PATH but the machine's
+	// leads to.
+	vpcproxyctl = "/usr/bin/vpcproxyctl"
 	// limit is far above what it takes, even where processors are emulated.
 	limit = 8 * time.Minute
 	// noticed is a gap that somebody may notice: a lost segment is sent again
@@ -166,7 +169,7 @@ func (m *machine) start(ctx context.Context) error {
 		return err
 	}
 	for {
-		out, err := m.Run(ctx, "vpcproxyctl", "status", "--node-socket", "/run/vpcproxy/node.sock", "-o", "json")
+		out, err := m.Run(ctx, vpcproxyctl, "status", "--node-socket", "/run/vpcproxy/node.sock", "-o", "json")
 		if err == nil && strings.Contains(out, `"inSync": true`) && strings.Contains(out, `"ready": true`) {
 			return nil
 		}
@@ -182,7 +185,7 @@ func (m *machine) start(ctx context.Context) error {
 
 // upgrade installs the newer package, and does what it asks of systemd.
 func (m *machine) upgrade(ctx context.Context, deb string) error {
-	was, err := m.Run(ctx, "vpcproxyctl", "version")
+	was, err := m.Run(ctx, vpcproxyctl, "version")
 	if err != nil {
 		return err
 	}
@@ -196,7 +199,7 @@ func (m *machine) upgrade(ctx context.Context, deb string) error {
 	if !strings.Contains(asked, "try-restart "+m.unit+".service\n") || strings.Contains(asked, "stop ") || !m.agent.Running() {
 		return fmt.Errorf("%s: the upgrade asked systemd for:\n%s", m.Name, asked)
 	}
-	if is, err := m.Run(ctx, "vpcproxyctl", "version"); err != nil || is == was {
+	if is, err := m.Run(ctx, vpcproxyctl, "version"); err != nil || is == was {
 		return errors.Join(err, fmt.Errorf("%s: the version was %q and is %q", m.Name, was, is))
 	}
 	stop, cancel := context.WithTimeout(ctx, time.Minute)
