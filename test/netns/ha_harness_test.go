@@ -96,7 +96,7 @@ func (p *pair) listen(t *testing.T) {
 // than a limit. What the guest stood still meanwhile does not count, as far as
 // there is slack.
 func (p *pair) within(from, to time.Time, limit time.Duration) bool {
-	return to.Sub(from) <= limit+min(p.pauses.Lost(from, to), slack)
+	return to.Sub(from) <= limit+jitter+min(p.pauses.Lost(from, to), slack)
 }
 
 // silent returns when one proxy heard the other for the last time before it took the
