@@ -51,8 +51,10 @@ func loseENI(t *testing.T, w *routedWorld) {
 	netns := "vpx-red"
 	typeLines(t, w.Proxies[0].Machine, "ip netns add elsewhere", "ip -n "+netns+" link set "+eni.Name+" netns elsewhere")
 	w.through(t, routed, 1)
+	// The agent may have it in the namespace again by then.
+	address := " address replace " + eni.Address.String() + " dev " + eni.Name
 	typeLines(t, w.Proxies[0].Machine, "ip -n elsewhere link set "+eni.Name+" netns $$", "ip netns del elsewhere",
-		"ip address replace "+eni.Address.String()+" dev "+eni.Name)
+		"ip"+address+" 2>/dev/null || ip -n "+netns+address)
 	w.through(t, soon, 0)
 }
 
