@@ -54,7 +54,7 @@ func loseENI(t *testing.T, w *routedWorld) {
 	// The agent may have it in the namespace again by then.
 	address := " address replace " + eni.Address.String() + " dev " + eni.Name
 	typeLines(t, w.Proxies[0].Machine, "ip -n elsewhere link set "+eni.Name+" netns $$", "ip netns del elsewhere",
-		"ip"+address+" 2>/dev/null || ip -n "+netns+address)
+		"until ip"+address+" || ip -n "+netns+address+"; do sleep 0.05; done 2>/dev/null")
 	w.through(t, soon, 0)
 }
 
