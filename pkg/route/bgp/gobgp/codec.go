@@ -129,10 +129,22 @@ func inBytes(nlri wire.AddrPrefixInterface, attributes []wire.PathAttributeInter
 
 var errNotOurs = errors.New("not a route that this product uses")
 
+// parse has the library read a part of p. The library indexes some truncated
+// encodings beyond their end, such as a label that leaves seven bytes to a route
+// distinguisher: that is an error here, as what it refuses itself is.
+func parse[T any](read func(*api.Path) (T, error), p *api.Path) (_ T, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("malformed route: %v", r)
+		}
+	}()
+	return read(p)
+}
+
 // decodeNLRI returns errNotOurs for a route of another family or with a route
 // distinguisher of another type.
 func decodeNLRI(p *api.Path) (bgp.NLRI, error) {
-	native, err := apiutil.GetNativeNlri(p)
+	native, err := parse(apiutil.GetNativeNlri, p)
 	if err != nil {
 		return bgp.NLRI{}, err
 	}
@@ -175,7 +187,7 @@ func decodeRoute(p *api.Path) (bgp.Route, error) {
 	}
 	r.LocalPref = defaultLocalPref
 	r.Originator, _ = netip.ParseAddr(p.SourceId)
-	attributes, err := apiutil.GetNativePathAttributes(p)
+	attributes, err := parse(apiutil.GetNativePathAttributes, p)
 	if err != nil {
 		return r, err
 	}
