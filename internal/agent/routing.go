@@ -36,6 +36,9 @@ const (
 	// minSettle is how long what was believed is kept after neighbors can be
 	// heard again, at least.
 	minSettle = 10 * time.Second
+	// tellWait bounds how long preference waits for neighbors to hear: one
+	// that is gone for good must not decide who is active.
+	tellWait = time.Minute
 	// electionWait bounds the wait for the elections before neighbors are
 	// told that all is announced: a lone proxy becomes active in less than a
 	// second at the default interval.
@@ -295,7 +298,7 @@ func (r *routing) told() bool {
 	if met.IsZero() {
 		return false
 	}
-	if time.Since(met) >= minSettle {
+	if time.Since(met) >= tellWait {
 		return true
 	}
 	synced := map[netip.Addr]bool{}

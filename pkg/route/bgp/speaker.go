@@ -96,7 +96,8 @@ type Speaker interface {
 	SetInterest(ctx context.Context, want Interest) error
 	// SetNeighbors replaces the neighbors. Those that stay keep their
 	// sessions. The first call must come when all paths are announced, so
-	// that the end of the first update (End-of-RIB) is the end of all.
+	// that the end of the first update (End-of-RIB) is the end of all; until
+	// then nobody is listened to.
 	SetNeighbors(ctx context.Context, want Neighbors) error
 
 	// Received lists the routes that peers have sent and not withdrawn,

@@ -42,6 +42,9 @@ var families = []struct {
 func (s *Speaker) SetNeighbors(ctx context.Context, want bgp.Neighbors) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.open(ctx); err != nil {
+		return err
+	}
 	var errs []error
 	wanted := map[netip.Addr]bgp.Peer{}
 	for _, p := range want.Peers {
@@ -204,20 +207,19 @@ func (s *Speaker) ttlSecurity() *api.TtlSecurity {
 
 // Status implements bgp.Speaker.
 func (s *Speaker) Status(ctx context.Context) ([]bgp.PeerStatus, error) {
-	select {
-	case <-s.ready:
-	default:
-		return nil, nil
-	}
 	s.mu.Lock()
+	server := s.server
 	configured := make(map[netip.Addr]bool, len(s.peers))
 	for addr := range s.peers {
 		configured[addr] = true
 	}
 	s.mu.Unlock()
+	if server == nil {
+		return nil, nil
+	}
 	now := time.Now()
 	var out []bgp.PeerStatus
-	err := s.server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+	err := server.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
 		addr, err := netip.ParseAddr(p.State.GetNeighborAddress())
 		if err != nil {
 			return

@@ -23,13 +23,17 @@ import (
 type Speaker struct {
 	opts   bgp.Options
 	log    *slog.Logger
-	server *server.BgpServer
 	heard  *received
 	ready  chan struct{}
+	failed chan error // buffered, 1: why the server could not be started
 
 	// mu serializes what changes the library's state, which it has no
 	// transactions for.
-	mu        sync.Mutex
+	mu sync.Mutex
+	// server is nil until there are neighbors to speak with: it would take
+	// their calls and hang up on them, and who calls then lets five seconds
+	// go by where a refused connection is tried again after one.
+	server    *server.BgpServer
 	started   time.Time
 	announced map[bgp.NLRI]bgp.Path
 	interest  map[bgp.Target]bool
@@ -55,7 +59,7 @@ func New(o bgp.Options, log *slog.Logger) (*Speaker, error) {
 		o.Port = bgp.Port
 	}
 	return &Speaker{
-		opts: o, log: log, heard: newReceived(), ready: make(chan struct{}),
+		opts: o, log: log, heard: newReceived(), ready: make(chan struct{}), failed: make(chan error, 1),
 		announced: map[bgp.NLRI]bgp.Path{}, interest: map[bgp.Target]bool{},
 		peers: map[netip.Addr]bgp.Peer{}, ranges: map[netip.Prefix]bgp.Range{}, groups: map[bool]bool{},
 	}, nil
@@ -71,23 +75,51 @@ func (s *Speaker) Ready() <-chan struct{} { return s.ready }
 // sessions, end with the process: a session that is closed in an orderly way is
 // a goodbye, and peers would forget our routes.
 func (s *Speaker) Run(ctx context.Context) error {
-	if err := s.start(ctx); err != nil {
+	close(s.ready)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.failed:
 		return fmt.Errorf("bgp: %w", err)
 	}
-	close(s.ready)
-	<-ctx.Done()
-	return nil
+}
+
+// open starts the server, with all that is announced and asked for. It needs mu.
+func (s *Speaker) open(ctx context.Context) error {
+	if s.server != nil {
+		return nil
+	}
+	if err := s.start(ctx); err != nil {
+		select {
+		case s.failed <- err:
+		default:
+		}
+		return err
+	}
+	var errs []error
+	for n, p := range s.announced {
+		if err := s.add(ctx, p); err != nil {
+			delete(s.announced, n)
+			errs = append(errs, err)
+		}
+	}
+	if s.all {
+		errs = append(errs, s.membership(ctx, nil, true))
+	}
+	for t := range s.interest {
+		errs = append(errs, s.membership(ctx, &t, true))
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Speaker) start(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.opts.Listen && s.opts.Password != "" {
 		if err := probeMD5(ctx, s.opts.Local); err != nil {
 			return err
 		}
 	}
 	s.started = time.Now()
+	// Behind a failure, the process ends.
 	s.server = server.NewBgpServer(server.LoggerOption(&logger{s.log}))
 	go s.server.Serve() // the library has no way to end it
 	global := &api.Global{Asn: s.opts.ASN, RouterId: s.opts.RouterID.String(), ListenPort: -1}
@@ -186,7 +218,7 @@ func (s *Speaker) Announce(ctx context.Context, paths []bgp.Path) []error {
 
 func (s *Speaker) add(ctx context.Context, p bgp.Path) error {
 	encoded, err := encodePath(p)
-	if err != nil {
+	if err != nil || s.server == nil {
 		return err
 	}
 	if _, err := s.server.AddPath(ctx, &api.AddPathRequest{TableType: api.TableType_GLOBAL, Path: encoded}); err != nil {
@@ -212,7 +244,7 @@ func (s *Speaker) Withdraw(ctx context.Context, routes []bgp.NLRI) []error {
 
 func (s *Speaker) remove(ctx context.Context, p bgp.Path) error {
 	encoded, err := encodePath(p)
-	if err != nil {
+	if err != nil || s.server == nil {
 		return err
 	}
 	if err := s.server.DeletePath(ctx, &api.DeletePathRequest{TableType: api.TableType_GLOBAL, Path: encoded}); err != nil {
@@ -258,7 +290,7 @@ func (s *Speaker) SetInterest(ctx context.Context, want bgp.Interest) error {
 
 func (s *Speaker) membership(ctx context.Context, t *bgp.Target, join bool) error {
 	p, err := encodeMembership(s.opts.ASN, t, s.opts.RouterID)
-	if err != nil {
+	if err != nil || s.server == nil {
 		return err
 	}
 	if join {
@@ -277,5 +309,8 @@ func (s *Speaker) Leave(ctx context.Context) error {
 	clear(s.peers)
 	clear(s.ranges)
 	s.all = false
+	if s.server == nil {
+		return nil
+	}
 	return s.server.StopBgp(ctx, &api.StopBgpRequest{})
 }

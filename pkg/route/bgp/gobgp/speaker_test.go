@@ -89,6 +89,30 @@ func startReflector(t *testing.T, port uint16, change ...func(*bgp.Options)) *Sp
 	return s
 }
 
+// A neighbor that were answered and hung up on would not call again for seconds.
+func TestNobodyIsAnsweredBeforeThereAreNeighbors(t *testing.T) {
+	port := freePort(t)
+	s := start(t, proxyAddr, port, listening)
+	announce(t, s, samplePaths[0])
+	target := net.TCPAddrFromAddrPort(netip.AddrPortFrom(proxyAddr, port)).String()
+	if c, err := net.Dial("tcp", target); err == nil {
+		_ = c.Close()
+		t.Error("a speaker without neighbors has taken a call")
+	}
+	speakWith(t, s, bgp.Neighbors{Ranges: []bgp.Range{{Prefix: loopback}}})
+	c, err := net.Dial("tcp", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	host := start(t, hostAddr, port)
+	if err := host.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	speakWith(t, host, bgp.Neighbors{Peers: []bgp.Peer{{Address: proxyAddr}}})
+	eventually(t, "what was announced before there were neighbors", func() bool { return len(host.Received()) == 1 })
+}
+
 func speakWith(t *testing.T, s *Speaker, n bgp.Neighbors) {
 	t.Helper()
 	if err := s.SetNeighbors(t.Context(), n); err != nil {
