@@ -16,7 +16,9 @@ import (
 func underlayFaults() []fault {
 	const host = "host1" // the router's device toward it
 	worse := func(how string) ([]string, []string) {
-		return []string{"tc qdisc add dev " + host + " root netem " + how}, []string{"tc qdisc del dev " + host + " root"}
+		// What waits in a queue that is deleted is lost: it empties first.
+		return []string{"tc qdisc add dev " + host + " root netem " + how},
+			[]string{"tc qdisc change dev " + host + " root netem delay 0ms", "sleep 0.2", "tc qdisc del dev " + host + " root"}
 	}
 	var out []fault
 	for _, f := range []struct {

@@ -1,9 +1,7 @@
 package gobgp
 
 import (
-	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -31,18 +29,32 @@ func (s session) synced(now time.Time) bool {
 	return s.up && (s.finished || now.Sub(s.since) >= quiet)
 }
 
+// route is what a peer has sent, and what has become of it.
+type route struct {
+	bgp.Route
+	stale bool      // kept for a peer whose session broke without a goodbye
+	until time.Time // when it goes, withdrawn while it was kept; zero: it was not
+}
+
 // received is everything that peers have sent. It is safe for concurrent use.
+//
+// A peer that restarts, or is cut off for a moment, has its routes kept for the
+// restart time (RFC 4724 section 4.2). The library ends that at the first attempt
+// to connect that fails behind the connection, as when the peer is in its own pause
+// after the same break; here it does not end before its time, or before the
+// peer's next first update has ended.
 type received struct {
 	changed chan struct{} // buffered, 1
+	keep    time.Duration // the restart time
 
 	mu       sync.Mutex
-	routes   map[routeID]bgp.Route
+	routes   map[routeID]route
 	sessions map[netip.Addr]session
 	seq      uint64
 }
 
-func newReceived() *received {
-	return &received{changed: make(chan struct{}, 1), routes: map[routeID]bgp.Route{}, sessions: map[netip.Addr]session{}}
+func newReceived(keep time.Duration) *received {
+	return &received{changed: make(chan struct{}, 1), keep: keep, routes: map[routeID]route{}, sessions: map[netip.Addr]session{}}
 }
 
 func (r *received) wake() {
@@ -53,30 +65,58 @@ func (r *received) wake() {
 }
 
 // put adds a route. One that is only said to be stale is not news.
-func (r *received) put(route bgp.Route, stale bool) {
+func (r *received) put(heard bgp.Route, stale bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	id := routeID{route.Peer, route.NLRI}
-	if stale {
-		if _, known := r.routes[id]; known {
-			return
-		}
+	id := routeID{heard.Peer, heard.NLRI}
+	if have, known := r.routes[id]; known && stale {
+		have.stale = true
+		r.routes[id] = have
+		return
 	}
 	r.seq++
-	route.Seq = r.seq
-	r.routes[id] = route
+	heard.Seq = r.seq
+	r.routes[id] = route{Route: heard, stale: stale}
 }
 
-func (r *received) remove(peer netip.Addr, n bgp.NLRI) {
+// remove takes a route away, unless it is one to keep for a peer that can say
+// nothing now.
+func (r *received) remove(peer netip.Addr, n bgp.NLRI, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.routes, routeID{peer, n})
+	id := routeID{peer, n}
+	have, known := r.routes[id]
+	s := r.sessions[peer]
+	until := s.since.Add(r.keep)
+	if !known || !have.stale || s.up || !now.Before(until) {
+		delete(r.routes, id)
+		return
+	}
+	if have.until.IsZero() {
+		have.until = until
+		r.routes[id] = have
+		time.AfterFunc(until.Sub(now), func() { r.expire(id) })
+	}
+}
+
+// expire ends the keeping of a route that has not been heard again.
+func (r *received) expire(id routeID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if until := r.routes[id].until; !until.IsZero() && !time.Now().Before(until) {
+		delete(r.routes, id)
+		r.wake()
+	}
 }
 
 func (r *received) list() []bgp.Route {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Values(r.routes))
+	out := make([]bgp.Route, 0, len(r.routes))
+	for _, have := range r.routes {
+		out = append(out, have.Route)
+	}
+	return out
 }
 
 // session notes that a session is up or down.
@@ -93,12 +133,19 @@ func (r *received) session(peer netip.Addr, up bool, now time.Time) {
 	}
 }
 
-func (r *received) finish(peer netip.Addr) {
+// finish notes the end of a peer's first update of a family: what was kept of it,
+// and not said again, is no more.
+func (r *received) finish(peer netip.Addr, f bgp.Family) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.sessions[peer]
 	s.finished = true
 	r.sessions[peer] = s
+	for id, have := range r.routes {
+		if id.peer == peer && id.nlri.Family() == f && !have.until.IsZero() {
+			delete(r.routes, id)
+		}
+	}
 }
 
 func (r *received) of(peer netip.Addr) session {
@@ -122,4 +169,9 @@ func (r *received) forget(peer netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.sessions, peer)
+	for id, have := range r.routes {
+		if id.peer == peer && !have.until.IsZero() {
+			delete(r.routes, id)
+		}
+	}
 }

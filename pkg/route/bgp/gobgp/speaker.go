@@ -59,7 +59,7 @@ func New(o bgp.Options, log *slog.Logger) (*Speaker, error) {
 		o.Port = bgp.Port
 	}
 	return &Speaker{
-		opts: o, log: log, heard: newReceived(), ready: make(chan struct{}), failed: make(chan error, 1),
+		opts: o, log: log, heard: newReceived(o.GracefulRestart), ready: make(chan struct{}), failed: make(chan error, 1),
 		announced: map[bgp.NLRI]bgp.Path{}, interest: map[bgp.Target]bool{},
 		peers: map[netip.Addr]bgp.Peer{}, ranges: map[netip.Prefix]bgp.Range{}, groups: map[bool]bool{},
 	}, nil
@@ -164,14 +164,16 @@ func (s *Speaker) path(p *api.Path) {
 		return // our own
 	}
 	if p.Nlri == nil { // End-of-RIB
-		if p.Family.GetSafi() == api.Family_SAFI_MPLS_VPN {
-			s.heard.finish(peer)
+		for _, f := range families {
+			if f.family != bgp.RouteTargetRoute && p.Family.GetAfi() == f.afi && p.Family.GetSafi() == f.safi {
+				s.heard.finish(peer, f.family)
+			}
 		}
 		return
 	}
 	if p.IsWithdraw {
 		if n, err := decodeNLRI(p); err == nil {
-			s.heard.remove(peer, n)
+			s.heard.remove(peer, n, time.Now())
 		}
 		return
 	}
