@@ -228,6 +228,8 @@ type Handle interface {
 	// below net belongs to a namespace; other names are refused. ErrNotFound
 	// if the kernel, or the link in the name, is without it.
 	Sysctl(ctx context.Context, name string) (string, error)
+	// Sysctls reads many in a fraction of the time; absent ones are left out.
+	Sysctls(ctx context.Context, names []string) (map[string]string, error)
 	SetSysctl(ctx context.Context, name, value string) error
 
 	// EgressSources returns the sources that the guard on a link's egress

@@ -174,10 +174,10 @@ func (c *conn) exchange(errs []error) error {
 	}
 }
 
-// dump asks for all objects of one sort and calls f with each reply's body.
-// f must start afresh when restart is called: the kernel marks a listing that
+// ask sends one request, NLM_F_DUMP for all objects of a sort or NLM_F_ACK for
+// one, and calls f with each reply's body. f must start afresh when restart is called: the kernel marks a listing that
 // was overtaken by a change, and it is then taken again.
-func (c *conn) dump(ctx context.Context, typ uint16, request []byte, restart func(), f func(body []byte) error) error {
+func (c *conn) ask(ctx context.Context, typ, flags uint16, request []byte, restart func(), f func(body []byte) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range dumpAttempts {
@@ -187,10 +187,10 @@ func (c *conn) dump(ctx context.Context, typ uint16, request []byte, restart fun
 		restart()
 		c.seq++
 		c.out.b = c.out.b[:0]
-		c.out.begin(typ, unix.NLM_F_DUMP, c.seq)
+		c.out.begin(typ, flags, c.seq)
 		c.out.b = append(c.out.b, request...)
 		c.out.end()
-		interrupted, err := c.readDump(f)
+		interrupted, err := c.answers(f)
 		if err != nil {
 			return err
 		}
@@ -201,7 +201,7 @@ func (c *conn) dump(ctx context.Context, typ uint16, request []byte, restart fun
 	return fmt.Errorf("the listing was interrupted by changes %d times: %w", dumpAttempts, unix.EINTR)
 }
 
-func (c *conn) readDump(f func([]byte) error) (interrupted bool, err error) {
+func (c *conn) answers(f func([]byte) error) (interrupted bool, err error) {
 	if err := c.send(); err != nil {
 		return false, err
 	}
@@ -305,8 +305,12 @@ func replyError(m syscall.NetlinkMessage) error {
 // dumpAll lists all objects of one sort. parse returns false for an object that
 // the caller does not want.
 func dumpAll[T any](ctx context.Context, c *conn, typ uint16, request []byte, parse func([]byte) (T, bool, error)) ([]T, error) {
+	return get(ctx, c, typ, unix.NLM_F_DUMP, request, parse)
+}
+
+func get[T any](ctx context.Context, c *conn, typ, flags uint16, request []byte, parse func([]byte) (T, bool, error)) ([]T, error) {
 	var all []T
-	err := c.dump(ctx, typ, request, func() { all = all[:0] }, func(body []byte) error {
+	err := c.ask(ctx, typ, flags, request, func() { all = all[:0] }, func(body []byte) error {
 		v, ok, err := parse(body)
 		if ok && err == nil {
 			all = append(all, v)

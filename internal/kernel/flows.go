@@ -34,7 +34,7 @@ func (h *handle) Flows(ctx context.Context) (map[netip.Addr]struct{}, error) {
 		}
 		const list = unix.NFNL_SUBSYS_CTNETLINK<<8 | ipctnlMsgCTGet
 		request := make([]byte, sizeofNfgenmsg) // any family
-		err = c.dump(ctx, list, request, func() { clear(flows) }, func(body []byte) error { return addFlow(flows, body) })
+		err = c.ask(ctx, list, unix.NLM_F_DUMP, request, func() { clear(flows) }, func(body []byte) error { return addFlow(flows, body) })
 		if err != nil {
 			return fmt.Errorf("list connections: %w", err)
 		}

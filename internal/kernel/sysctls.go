@@ -26,6 +26,28 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 	return value, err
 }
 
+// Sysctls goes to the namespace once: that takes five times as long as reading a
+// parameter.
+func (h *handle) Sysctls(ctx context.Context, names []string) (map[string]string, error) {
+	values := make(map[string]string, len(names))
+	err := h.use(ctx, func() error {
+		return h.visit(func() error {
+			for _, name := range names {
+				value, err := readSysctl(h.host.sysctls, name)
+				if errors.Is(classify(err), ErrNotFound) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				values[name] = value
+			}
+			return ctx.Err()
+		})
+	})
+	return values, err
+}
+
 func (h *handle) SetSysctl(ctx context.Context, name, value string) error {
 	return h.use(ctx, func() error {
 		return h.visit(func() error { return writeSysctl(h.host.sysctls, name, value) })

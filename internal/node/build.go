@@ -46,7 +46,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		return Kinds{}, err
 	}
 	tables := nft.New(o.Log, nft.Options{Senders: o.Senders})
-	steers := route.NewSteers(tables, o.Host)
+	steers, sysctls := route.NewSteers(tables, o.Host), route.NewSysctls(o.Host)
 	table := &tunnel.Table{}
 	k := Kinds{
 		Namespaces: tunnel.NewNamespaces(o.Host),
@@ -57,13 +57,15 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 		Egress:     nat.NewEgressGuards(o.Host),
 		Addresses:  tunnel.NewAddresses(o.Host),
 		Neighbors:  tunnel.NewNeighbors(o.Host, table),
-		Sysctls:    route.NewSysctls(o.Host),
+		Sysctls:    sysctls,
 		Nexthops:   route.NewNexthops(o.Host),
 		Routes:     route.NewRoutes(o.Host),
 		Rules:      route.NewRules(o.Host),
 		Steers:     steers,
 		Exchange:   steers.Exchange,
 		Close:      tables.Close,
+
+		SysctlsDrifted: sysctls.Drifted,
 
 		hosts:     table,
 		responder: tunnel.NewResponder(tunnel.ResponderOptions{Host: o.Host, Resolver: table, Age: o.NeighborAge, Log: o.Log}),

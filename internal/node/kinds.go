@@ -35,6 +35,9 @@ type Kinds struct {
 	// Close releases what Exchange keeps open.
 	Close func() error
 
+	// SysctlsDrifted tells whether a parameter that changes without an event is
+	// not as wanted. Nil if there is none.
+	SysctlsDrifted func(context.Context) bool
 	// NATDrifted tells, cheaply, whether address translation may have
 	// changed since it was asked last. Nil where the kernel has events.
 	NATDrifted func(context.Context) bool
@@ -169,7 +172,10 @@ func kindsOf(h kernel.Hint) []string {
 
 // poll returns the kinds that may have changed without an event.
 func (k Kinds) poll(ctx context.Context) []string {
-	kinds := []string{"sysctls"}
+	var kinds []string
+	if k.SysctlsDrifted != nil && k.SysctlsDrifted(ctx) {
+		kinds = append(kinds, "sysctls")
+	}
 	if k.NATDrifted != nil && k.NATDrifted(ctx) {
 		kinds = append(kinds, "nat")
 	}

@@ -145,8 +145,9 @@ func (t *typed[S, K, V]) record(c change[K, V], now time.Time) *pending {
 
 func (t *typed[S, K, V]) build(ctx context.Context, p *pass, barred barrier) {
 	var due []change[K, V]
+	now := time.Now()
 	for _, c := range t.changes {
-		if c.op == Delete || t.pending[c.key].resting(time.Now()) {
+		if c.op == Delete || t.pending[c.key].resting(now) {
 			continue
 		}
 		if err := barred.check(t.groupOf(c.key, c.want)); err != nil {
@@ -160,8 +161,9 @@ func (t *typed[S, K, V]) build(ctx context.Context, p *pass, barred barrier) {
 
 func (t *typed[S, K, V]) raze(ctx context.Context, p *pass, barred barrier) {
 	var due []change[K, V]
+	now := time.Now()
 	for _, c := range t.changes {
-		if c.op != Delete || t.pending[c.key].resting(time.Now()) {
+		if c.op != Delete || t.pending[c.key].resting(now) {
 			continue
 		}
 		if err := barred.check(t.groupOf(c.key, c.have)); err != nil {

@@ -251,6 +251,29 @@ func TestSysctls(t *testing.T) {
 	})
 }
 
+func TestSysctlsThatDriftInSilence(t *testing.T) {
+	machine.Each(t, func(t *testing.T, m *machine.Machine) {
+		prepare(t, m)
+		silent := desired.SysctlKey{Netns: "vpx-a", Name: "net/ipv4/conf/eth1/arp_ignore"}
+		told := desired.SysctlKey{Netns: "vpx-a", Name: "net/ipv4/conf/eth1/rp_filter"}
+		want := sysctls{silent: {Value: "1"}, told: {Value: "2"}, {Netns: "vpx-a", Name: "net/ipv4/conf/eth9/arp_ignore"}: {Value: "1"}}
+		kind := route.NewSysctls(m)
+		if kind.Drifted(t.Context()) {
+			t.Error("nothing was wanted")
+		}
+		h := m.Open(t, "vpx-a")
+		ok(t, h.SetSysctl(t.Context(), silent.Name, "1"))
+		kind.Want(want)
+		if kind.Drifted(t.Context()) {
+			t.Error("an event tells of the one that differs, and of the link that is not there")
+		}
+		ok(t, h.SetSysctl(t.Context(), silent.Name, "0"))
+		if !kind.Drifted(t.Context()) {
+			t.Error("no event tells of this one")
+		}
+	})
+}
+
 func TestSysctlDiffIgnoresWhiteSpace(t *testing.T) {
 	kind := route.NewSysctls(nil)
 	if d := kind.Diff(desired.Sysctl{Value: "32768 60999"}, desired.Sysctl{Value: "32768\t60999"}); d != "" {

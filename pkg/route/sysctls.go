@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
+	"sync"
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
@@ -17,6 +19,7 @@ import (
 // others may have come to rely on it (ip_forward).
 type Sysctls struct {
 	host kernel.Host
+	mu   sync.Mutex
 	want map[desired.SysctlKey]desired.Sysctl
 }
 
@@ -31,7 +34,17 @@ func NewSysctls(host kernel.Host) *Sysctls {
 }
 
 // Want implements [reconcile.Scoped].
-func (s *Sysctls) Want(want map[desired.SysctlKey]desired.Sysctl) { s.want = want }
+func (s *Sysctls) Want(want map[desired.SysctlKey]desired.Sysctl) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.want = want
+}
+
+func (s *Sysctls) wanted() map[desired.SysctlKey]desired.Sysctl {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.want
+}
 
 // Name implements [reconcile.Kind].
 func (*Sysctls) Name() string { return "sysctls" }
@@ -39,20 +52,66 @@ func (*Sysctls) Name() string { return "sysctls" }
 // List implements [reconcile.Kind]. A parameter of a link that is not there is
 // missing.
 func (s *Sysctls) List(ctx context.Context) (map[desired.SysctlKey]desired.Sysctl, error) {
+	return s.read(ctx, func(desired.SysctlKey) bool { return true })
+}
+
+// Drifted tells whether a parameter that changes without an event is not as it was
+// wanted at the last List. Run by whoever polls, beside the engine.
+func (s *Sysctls) Drifted(ctx context.Context) bool {
+	have, err := s.read(ctx, func(k desired.SysctlKey) bool { return !announced(k.Name) })
+	if err != nil {
+		return true // the engine will say so
+	}
+	want := s.wanted()
+	for k, h := range have {
+		if s.Diff(want[k], h) != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// announced tells whether the kernel announces a change of a parameter (RTM_NEWNETCONF:
+// devinet_conf_proc and devinet_sysctl_forward in net/ipv4/devinet.c).
+func announced(name string) bool {
+	if name == "net/ipv4/ip_forward" {
+		return true
+	}
+	rest, ok := strings.CutPrefix(name, "net/ipv4/conf/")
+	if !ok {
+		return false
+	}
+	switch path.Base(rest) {
+	case "forwarding", "rp_filter", "proxy_arp", "ignore_routes_with_linkdown":
+		return true
+	}
+	return false
+}
+
+// read reads those of the wanted parameters that are chosen.
+func (s *Sysctls) read(ctx context.Context, choose func(desired.SysctlKey) bool) (map[desired.SysctlKey]desired.Sysctl, error) {
+	names := map[string][]string{} // by namespace
+	for k := range s.wanted() {
+		if choose(k) {
+			names[k.Netns] = append(names[k.Netns], k.Name)
+		}
+	}
 	out := map[desired.SysctlKey]desired.Sysctl{}
-	for k := range s.want {
-		h, err := s.host.In(k.Netns)
-		var value string
+	for netns, names := range names {
+		h, err := s.host.In(netns)
+		var values map[string]string
 		if err == nil {
-			value, err = h.Sysctl(ctx, k.Name)
+			values, err = h.Sysctls(ctx, names)
 		}
 		if errors.Is(err, kernel.ErrNotFound) {
-			continue
+			continue // with the namespace
 		}
 		if err != nil {
-			return nil, fmt.Errorf("sysctl %s: %w", k.Name, err)
+			return nil, fmt.Errorf("sysctls of namespace %q: %w", netns, err)
 		}
-		out[k] = desired.Sysctl{Value: value}
+		for name, value := range values {
+			out[desired.SysctlKey{Netns: netns, Name: name}] = desired.Sysctl{Value: value}
+		}
 	}
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package kerneltest
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -39,6 +40,20 @@ var sysctlContract = map[string]func(*testing.T, *machine){
 		m.ok(m.own.DeleteLink(ctx, l.Index))
 		_, err := m.own.Sysctl(ctx, "net/ipv4/conf/vpx-1.2/rp_filter")
 		m.is(err, kernel.ErrNotFound)
+	},
+	"many": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		h := m.namespace("vpx-a")
+		m.tunnel(h, "vpx-1", 7)
+		m.ok(h.SetSysctl(ctx, "net/ipv4/ip_forward", "1"))
+		m.ok(h.SetSysctl(ctx, "net/ipv4/conf/vpx-1/rp_filter", "2"))
+		got, err := h.Sysctls(ctx, []string{"net/ipv4/ip_forward", "net/ipv4/conf/vpx-1/rp_filter", "net/ipv4/conf/vpx-2/rp_filter"})
+		want := map[string]string{"net/ipv4/ip_forward": "1", "net/ipv4/conf/vpx-1/rp_filter": "2"}
+		if err != nil || !maps.Equal(got, want) {
+			t.Errorf("got %v, %v, want %v", got, err, want)
+		}
+		_, err = h.Sysctls(ctx, []string{"net/ipv4/ip_forward", "kernel/hostname"})
+		m.fails(err)
 	},
 	"absent": func(t *testing.T, m *machine) {
 		_, err := m.own.Sysctl(t.Context(), "net/ipv4/absent")

@@ -2,6 +2,7 @@ package kerneltest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -99,6 +100,21 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 		return nil
 	})
 	return value, err
+}
+
+func (h *handle) Sysctls(ctx context.Context, names []string) (map[string]string, error) {
+	values := map[string]string{}
+	err := h.list(ctx, "Sysctls", func(s *space) error {
+		for _, name := range names {
+			if v, ok := s.sysctls[name]; ok {
+				values[name] = v
+			} else if err := noSysctl(name); !errors.Is(err, kernel.ErrNotFound) {
+				return err
+			}
+		}
+		return nil
+	})
+	return values, err
 }
 
 func noSysctl(name string) error {
