@@ -60,6 +60,7 @@ type routing struct {
 	wake     chan struct{} // buffered, 1: the intent has changed
 	elected  chan struct{} // closed when a group's active proxy is here
 	electing sync.Once
+	handOver handOver
 
 	mu        sync.Mutex
 	set       *intent.Set // nil before the first
@@ -144,16 +145,13 @@ func (r *routing) planned() {
 	}
 }
 
-// setElected tells the node of which groups it is the active proxy.
+// setElected tells the node of which groups it is to announce the attachments.
 func (r *routing) setElected(groups []election.Group) {
-	active := map[string]bool{}
-	for _, g := range groups {
-		if g.Active() {
-			active[g.Name] = true
-		}
-	}
-	r.node.SetActive(active)
-	if len(active) > 0 {
+	r.mu.Lock()
+	set := r.set
+	r.mu.Unlock()
+	r.handOver.follow(groups, func(g election.Group) bool { return set != nil && handed(g, set, r.name) }, r.node.SetActive)
+	if slices.ContainsFunc(groups, election.Group.Active) {
 		r.electing.Do(func() { close(r.elected) })
 	}
 }
