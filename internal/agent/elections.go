@@ -91,7 +91,7 @@ func (t *nodeTask) runElections(ctx context.Context) error {
 // health tells the elections how the rest of the agent is.
 func (t *nodeTask) health() election.Health {
 	s := t.node.Status()
-	h := election.Health{InSync: s.InSync, LastPass: s.Loop.LastPass}
+	h := election.Health{InSync: s.InSync, Alive: t.node.Alive()}
 	select {
 	case <-t.node.Ready():
 		h.Ready = true

@@ -42,8 +42,8 @@ type Health struct {
 	Ready bool
 	// InSync is set if the kernel holds all that is planned.
 	InSync bool
-	// LastPass is when the reconcile loop last came to the end of a pass.
-	LastPass time.Time
+	// Alive is when the reconcile loop was last known to go on.
+	Alive time.Time
 }
 
 // Options describes a Manager.

@@ -116,7 +116,7 @@ func (s *safeBuffer) String() string {
 // newRig is a machine with an underlay and one attachment. start runs it.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, kernel: kerneltest.New(), log: &safeBuffer{}, done: make(chan error, 1), health: Health{Ready: true, InSync: true, LastPass: time.Now()}}
+	r := &rig{t: t, kernel: kerneltest.New(), log: &safeBuffer{}, done: make(chan error, 1), health: Health{Ready: true, InSync: true, Alive: time.Now()}}
 	t.Cleanup(func() { _ = r.kernel.Close() })
 	r.plug("", "eth0", "02:00:00:00:04:04")
 	r.put("", "eth0", netip.PrefixFrom(local, 24), 0)
@@ -131,7 +131,7 @@ func newRig(t *testing.T) *rig {
 			defer r.mu.Unlock()
 			h := r.health
 			if h.InSync {
-				h.LastPass = time.Now()
+				h.Alive = time.Now()
 			}
 			return h
 		},
@@ -361,17 +361,17 @@ func TestTracks(t *testing.T) {
 func TestSync(t *testing.T) {
 	i := &instance{}
 	now := time.Now()
-	if !i.inSync(Health{InSync: true, LastPass: now}) || !i.inSync(Health{LastPass: now}) {
+	if !i.inSync(Health{InSync: true, Alive: now}) || !i.inSync(Health{Alive: now}) {
 		t.Error("a change that is under way counts")
 	}
 	i.outSince = now.Add(-outOfSync)
-	if i.inSync(Health{LastPass: now}) {
+	if i.inSync(Health{Alive: now}) {
 		t.Error("a difference that stays does not count")
 	}
-	if !i.inSync(Health{InSync: true, LastPass: now}) || !i.outSince.IsZero() {
+	if !i.inSync(Health{InSync: true, Alive: now}) || !i.outSince.IsZero() {
 		t.Error("in sync again, and not so")
 	}
-	if i.inSync(Health{InSync: true, LastPass: now.Add(-2 * wedged)}) {
+	if i.inSync(Health{InSync: true, Alive: now.Add(-2 * wedged)}) {
 		t.Error("a loop that is wedged is in sync")
 	}
 }

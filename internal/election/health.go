@@ -15,8 +15,7 @@ const (
 	// outOfSync is how long the kernel may differ from the plan before that
 	// counts: a change takes its time, and so does a repair.
 	outOfSync = 5 * time.Second
-	// wedged is how long the reconcile loop may take for a pass. It makes one
-	// twice a second.
+	// wedged is how long the reconcile loop may take for a step.
 	wedged = 15 * time.Second
 	// newcomer is how long an attachment that has just come may be without its
 	// interface: it is being moved, or is on its way to this machine.
@@ -124,7 +123,7 @@ func (i *instance) inSync(h Health) bool {
 	defer i.mu.Unlock()
 	now := time.Now()
 	switch {
-	case now.Sub(h.LastPass) > wedged:
+	case now.Sub(h.Alive) > wedged:
 		return false
 	case h.InSync:
 		i.outSince = time.Time{}

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
@@ -63,6 +64,9 @@ func (n *Node) Status() Status {
 	}
 	return s
 }
+
+// Alive returns when the reconcile loop was last known to go on.
+func (n *Node) Alive() time.Time { return n.loop.Alive() }
 
 // Footprints says which objects serve which attachment, by name. The caller must
 // not change what they refer to.

@@ -191,6 +191,19 @@ func (l *Loop[S]) LastProgress() time.Time {
 	return l.born.Add(time.Duration(l.progress.Load()))
 }
 
+// Alive returns when the loop was last known to go on: now, unless the step under
+// way began a while ago, or an idle loop has let two refreshes go by.
+func (l *Loop[S]) Alive() time.Time {
+	now := time.Now()
+	if d := l.Stalled(); d > 0 {
+		return now.Add(-d)
+	}
+	if last := l.LastProgress(); now.Sub(last) > 2*l.cfg.Refresh {
+		return last
+	}
+	return now
+}
+
 // Stalled returns how long the step under way has taken, or 0 if the loop is
 // not in one. A loop that is stalled for longer than StepTimeout is wedged: the
 // call does not heed its context.

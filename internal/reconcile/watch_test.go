@@ -357,15 +357,25 @@ func TestWatchdog(t *testing.T) {
 		if d := l.Stalled(); d != 0 {
 			t.Errorf("an idle loop is stalled for %v", d)
 		}
+		if d := time.Since(l.Alive()); d != time.Hour {
+			t.Errorf("a loop that has nothing to do was alive %v ago", d)
+		}
 		l.SetDesired(state{})
 		time.Sleep(time.Hour)
 		if d := l.Stalled(); d != time.Hour {
 			t.Errorf("stalled for %v", d)
 		}
+		if d := time.Since(l.Alive()); d != time.Hour {
+			t.Errorf("a loop that hangs was alive %v ago", d)
+		}
 		close(s.free)
 		synctest.Wait()
 		if d := time.Since(l.LastProgress()); d != 0 || l.Stalled() != 0 {
 			t.Errorf("last progress %v ago, stalled for %v", d, l.Stalled())
+		}
+		time.Sleep(time.Hour + time.Second)
+		if d := time.Since(l.Alive()); d != 0 {
+			t.Errorf("a loop that refreshes was alive %v ago", d)
 		}
 	})
 }
