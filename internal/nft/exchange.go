@@ -3,20 +3,8 @@ package nft
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
-	"syscall"
-	"time"
-
-	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 )
-
-// lane is a lasting connection into the agent's own namespace.
-type lane struct {
-	mu   sync.Mutex
-	conn *conn // nil before the first use, and after a failure
-}
 
 // Exchange deletes steering elements of the agent's own namespace and adds
 // others, in one transaction, without reading the table: that takes a tenth of
@@ -31,100 +19,42 @@ func (ts *Tables) Exchange(ctx context.Context, remove, add map[Match]Mark) (don
 	if err := (Change{AddSteers: add}).validate(); err != nil {
 		return false, err
 	}
-	ts.lane.mu.Lock()
-	defer ts.lane.mu.Unlock()
-	if ts.lane.conn == nil {
-		if ts.lane.conn, err = ts.openLane(); err != nil {
+	ts.laneMu.Lock()
+	defer ts.laneMu.Unlock()
+	if ts.lane == nil {
+		if ts.lane, err = ts.openLane(ctx); err != nil {
 			return false, err
 		}
+		ts.options.Senders.add(ts.lane.port)
 	}
-	c := ts.lane.conn
-	err = c.exchange(ctx, Contents{Steers: remove}.elements(), Contents{Steers: add}.elements())
+	err = ts.lane.exchange(ctx, Contents{Steers: remove}.elements(), Contents{Steers: add}.elements())
 	if err == nil {
 		return true, nil
 	}
 	// Answers of the failed transaction may still be on their way.
-	ts.closeLane()
+	err = errors.Join(err, ts.closeLane())
 	if outdated(err) {
 		return false, nil
 	}
-	return false, c.wrap("writing", err)
+	return false, (&conn{}).wrap("writing", err)
 }
 
-func (ts *Tables) openLane() (*conn, error) {
-	c, err := ts.open(context.Background(), "")
-	if err != nil {
-		return nil, err
-	}
-	if id, err := c.portID(); err == nil {
-		ts.options.Senders.add(id)
-	}
-	return c, nil
-}
-
-func (ts *Tables) closeLane() {
-	if id, err := ts.lane.conn.portID(); err == nil {
-		ts.options.Senders.remove(id)
-	}
-	ts.lane.conn.close()
-	ts.lane.conn = nil
+// closeLane needs laneMu.
+func (ts *Tables) closeLane() error {
+	ts.options.Senders.remove(ts.lane.port)
+	l := ts.lane
+	ts.lane = nil
+	return l.close()
 }
 
 // Close closes what [Tables.Exchange] keeps open.
 func (ts *Tables) Close() error {
-	ts.lane.mu.Lock()
-	defer ts.lane.mu.Unlock()
-	if ts.lane.conn != nil {
-		ts.closeLane()
+	ts.laneMu.Lock()
+	defer ts.laneMu.Unlock()
+	if ts.lane == nil {
+		return nil
 	}
-	return nil
-}
-
-func (c *conn) exchange(ctx context.Context, remove, add map[string]elements) error {
-	deadline := time.Now().Add(patience)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	if err := c.nl.SetDeadline(deadline); err != nil {
-		return err
-	}
-	for set, elems := range remove {
-		if err := c.SetDeleteElements(&nftables.Set{Table: table(), Name: set}, list(elems)); err != nil {
-			return err
-		}
-	}
-	for set, elems := range add {
-		if err := c.SetAddElements(&nftables.Set{Table: table(), Name: set}, list(elems)); err != nil {
-			return err
-		}
-	}
-	return c.Flush()
-}
-
-func list(elems elements) []nftables.SetElement {
-	out := make([]nftables.SetElement, 0, len(elems))
-	for key, chain := range elems {
-		out = append(out, element(key, chain))
-	}
-	return out
-}
-
-// portID returns the socket's address: what the kernel names as the sender in
-// notifications.
-func (c *conn) portID() (uint32, error) {
-	raw, err := c.nl.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var name unix.Sockaddr
-	if err := errors.Join(raw.Control(func(fd uintptr) { name, err = unix.Getsockname(int(fd)) }), err); err != nil {
-		return 0, err
-	}
-	nl, ok := name.(*unix.SockaddrNetlink)
-	if !ok {
-		return 0, fmt.Errorf("a netlink socket is at %T: %w", name, syscall.EINVAL)
-	}
-	return nl.Pid, nil
+	return ts.closeLane()
 }
 
 // Senders are netlink sockets of this process whose changes of nftables need no

@@ -43,6 +43,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"sync"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -183,7 +184,9 @@ func (ch Change) validate() error {
 type Tables struct {
 	log     *slog.Logger
 	options Options
-	lane    lane
+
+	laneMu sync.Mutex
+	lane   *lane // of Exchange; nil before the first use, and after a failure
 }
 
 // Options sets up Tables. The zero value is right for a program.
