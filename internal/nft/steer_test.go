@@ -247,8 +247,9 @@ func (m *machine) expectMarked(name string, work func(), what string) {
 		add rule inet watch pre ip saddr 10.244.1.5 ip daddr 172.16.101.5 counter name seen
 		add rule inet watch pre ip saddr 10.244.1.5 ip daddr 172.16.101.5 meta mark & 0xff00 == 0 counter name unmarked`)
 	from := m.udp("pod", "10.244.1.5:0")
-	to := sockaddr(netip.MustParseAddrPort("172.16.101.5:5000"))
-	sent := flood(func() { _ = unix.Sendto(from, []byte("x"), 0, to) }, work)
+	to := netip.MustParseAddrPort("172.16.101.5:5000")
+	// An address of its own for each call: package unix writes into it.
+	sent := flood(func() { _ = unix.Sendto(from, []byte("x"), 0, sockaddr(to)) }, work)
 	out := m.nft("own", "list counters table inet watch")
 	got := packetsCounted.FindAllStringSubmatch(out, -1)
 	m.t.Logf("%s: %d packets sent", name, sent)
