@@ -18,6 +18,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 )
 
@@ -136,11 +138,29 @@ func (s *Store) Put(b *intent.Binding) error {
 		return fmt.Errorf("keep the binding of pod %s: %w", b.Pod, err)
 	}
 	path := s.path(b.Pod)
-	if err := os.WriteFile(path+newMark, text, 0o600); err != nil {
+	if err := replace(path, text); err != nil {
 		return fmt.Errorf("keep the binding of pod %s: %w", b.Pod, errors.Join(err, remove(path+newMark)))
 	}
-	if err := os.Rename(path+newMark, path); err != nil {
-		return fmt.Errorf("keep the binding of pod %s: %w", b.Pod, errors.Join(err, remove(path+newMark)))
+	return nil
+}
+
+// replace writes a file in one step. A pod waits for it: package os would ask the
+// kernel six times more, to have a poller look at a file that needs none.
+func replace(path string, text []byte) error {
+	fail := func(op string, err error) error { return &fs.PathError{Op: op, Path: path + newMark, Err: err} }
+	fd, err := unix.Open(path+newMark, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fail("open", err)
+	}
+	n, err := unix.Write(fd, text)
+	if err == nil && n < len(text) {
+		err = unix.ENOSPC // what the next one would say
+	}
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		return fail("write", err)
+	}
+	if err := unix.Rename(path+newMark, path); err != nil {
+		return fail("rename", err)
 	}
 	return nil
 }
