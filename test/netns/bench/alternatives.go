@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 )
 
 // alternativesMode is the argument with which this program, within a machine,
@@ -82,4 +85,32 @@ func addDevice(ctx context.Context, h kernel.Handle, i int) error {
 		errors.Join(h.ReplaceRoutes(ctx, []kernel.Route{{Table: uint32(1000 + i), Dst: netip.MustParsePrefix("172.16.101.0/24"), Link: link.Index, Protocol: 9}})...),
 		errors.Join(h.AddRules(ctx, []kernel.Rule{{Priority: 10, Mark: uint32(i + 1), Mask: 0xffffffff, Table: uint32(1000 + i), Protocol: 9}})...),
 	)
+}
+
+// benchAlternatives times what takes the place of a binding in other designs, on a
+// host without an agent, which would look at each.
+func benchAlternatives(ctx context.Context, files string) error {
+	ctx, cancel := context.WithTimeout(ctx, bindPatience)
+	defer cancel()
+	lab, err := topo.Build(ctx, filepath.Join(files, "alternatives"), topo.Layout{Hosts: 1})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lab.Close() }()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	out, err := lab.Hosts[0].Run(ctx, self, alternativesMode)
+	if err != nil {
+		return err
+	}
+	var list []alternative
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return fmt.Errorf("%s printed %q: %w", alternativesMode, out, err)
+	}
+	for _, a := range list {
+		fmt.Printf("%s: p50 %v, p99 %v\n", a.Name, a.P50, a.P99)
+	}
+	return nil
 }

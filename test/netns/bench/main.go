@@ -38,7 +38,9 @@ func main() {
 	case alternativesMode:
 		err = timeOthers(ctx, os.Stdout)
 	case bindMode:
-		err = run(ctx, benchBind)
+		err = run(ctx, benchCalls, benchAlternatives, benchCrowds)
+	case callsMode:
+		err = run(ctx, benchCalls)
 	default:
 		err = run(ctx, comparePaths, measureEngine, measureFirstPacket, measureAttach)
 	}
@@ -99,7 +101,7 @@ func comparePaths(ctx context.Context, files string) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			r, err := measure(p.client(), p.server(), topo.ServerAddress)
+			r, err := measure(p.client(), p.server(), topo.ServerAddress, sample)
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}

@@ -17,7 +17,7 @@ import (
 // The measurements use blocking sockets on threads of their own: what is
 // measured is the kernel's path, not a scheduler's.
 
-// sample is how long one measurement takes.
+// sample is how long one measurement takes, unless there are many.
 const sample = 700 * time.Millisecond
 
 // result is one round of measurements of a path.
@@ -27,21 +27,22 @@ type result struct {
 	connections float64 // connections opened, used and closed in a second
 }
 
-// measure runs all measurements once, from a machine to a server's.
-func measure(client, server *topo.Machine, address netip.Addr) (result, error) {
+// measure runs all measurements once, from a machine to a server's, for so long
+// each.
+func measure(client, server *topo.Machine, address netip.Addr, each time.Duration) (result, error) {
 	var r result
 	for _, m := range []struct {
 		port   uint16
 		into   *float64
 		serve  func(fd int) (float64, error)
-		demand func(to unix.Sockaddr) (float64, error)
+		demand func(to unix.Sockaddr, each time.Duration) (float64, error)
 		served bool // the server's figure counts
 	}{
 		{5001, &r.throughput, drain, flood, true},
 		{5002, &r.latency, echo, ask, false},
 		{5003, &r.connections, answerEach, openEach, false},
 	} {
-		got, err := pair(client, server, netip.AddrPortFrom(address, m.port), m.serve, m.demand, m.served)
+		got, err := pair(client, server, netip.AddrPortFrom(address, m.port), m.serve, func(to unix.Sockaddr) (float64, error) { return m.demand(to, each) }, m.served)
 		if err != nil {
 			return r, err
 		}
@@ -197,14 +198,14 @@ func drain(fd int) (float64, error) {
 	return float64(total) * 8 / time.Since(start).Seconds(), nil
 }
 
-func flood(to unix.Sockaddr) (float64, error) {
+func flood(to unix.Sockaddr, each time.Duration) (float64, error) {
 	c, err := dial(to)
 	if err != nil {
 		return 0, err
 	}
 	defer unix.Close(c)
 	buffer := make([]byte, 1<<17)
-	for start := time.Now(); time.Since(start) < sample; {
+	for start := time.Now(); time.Since(start) < each; {
 		if _, err := transfer(unix.Write, c, buffer); err != nil {
 			return 0, err
 		}
@@ -233,7 +234,7 @@ func echo(fd int) (float64, error) {
 	}
 }
 
-func ask(to unix.Sockaddr) (float64, error) {
+func ask(to unix.Sockaddr, each time.Duration) (float64, error) {
 	c, err := dial(to)
 	if err != nil {
 		return 0, err
@@ -241,7 +242,7 @@ func ask(to unix.Sockaddr) (float64, error) {
 	defer unix.Close(c)
 	octet := make([]byte, 1)
 	var took []time.Duration
-	for start := time.Now(); time.Since(start) < sample; {
+	for start := time.Now(); time.Since(start) < each; {
 		began := time.Now()
 		if _, err := transfer(unix.Write, c, octet); err != nil {
 			return 0, err
@@ -273,10 +274,10 @@ func answerEach(fd int) (float64, error) {
 	}
 }
 
-func openEach(to unix.Sockaddr) (float64, error) {
+func openEach(to unix.Sockaddr, each time.Duration) (float64, error) {
 	start, count := time.Now(), 0
 	for ; ; count++ {
-		last := time.Since(start) >= sample
+		last := time.Since(start) >= each
 		c, err := dial(to)
 		if err != nil {
 			return 0, err
