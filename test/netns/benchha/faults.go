@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
@@ -26,15 +28,37 @@ const (
 type outcome struct {
 	fault    string
 	interval time.Duration
+	// before is the longest time without a UDP echo before the fault: what the
+	// guest does by itself.
+	before time.Duration
 	// detection is the time until the other proxy announced the HaVip, stall
 	// the longest time without a UDP echo.
 	detection, stall time.Duration
 	median, longest  time.Duration // waits of TCP connections
-	lost             int           // TCP connections
+	flows, lost      int           // TCP connections
+	resets           int
+	// moved: the role had moved without a fault. anew: the pair had to be
+	// started anew before the fault, with empty tables.
+	moved, anew bool
 }
 
-// faults has the active proxy end in every way.
-func (s *stack) faults(ctx context.Context, interval time.Duration, flows int) (all []outcome, err error) {
+// kinds are the ways in which the active proxy can end.
+var kinds = []struct {
+	name   string
+	inject func(s *stack, ctx context.Context, i int) error
+}{{"power off", (*stack).powerOff}, {"kill -9", (*stack).kill}, {"stop", (*stack).terminate}}
+
+// trial is what faults need meanwhile.
+type trial struct {
+	*stack
+	flows int
+	crowd *traffic.Crowd
+	asker *traffic.Asker
+}
+
+// faults has the active proxy end in every way that is asked for. It returns what
+// has been measured, also when something failed.
+func (s *stack) faults(ctx context.Context, interval time.Duration, z *sizes) (all []outcome, err error) {
 	s.interval = interval
 	if err := s.start(ctx, true); err != nil {
 		return nil, err
@@ -44,81 +68,105 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, flows int) (
 		return nil, err
 	}
 	defer func() { _ = server.Close() }()
+	t := &trial{stack: s, flows: z.flows}
 	// It only listens: who has the address is asked once in an hour.
-	asker, err := traffic.StartAsker(s.lab.Router, "proxies", netip.MustParseAddr(outerVip), time.Hour)
-	if err != nil {
+	if t.asker, err = traffic.StartAsker(s.lab.Router, "proxies", netip.MustParseAddr(outerVip), time.Hour); err != nil {
 		return nil, err
 	}
-	defer asker.Stop()
-	var crowd *traffic.Crowd
-	defer func() {
-		if crowd != nil {
-			crowd.Stop()
-		}
-	}()
-	for _, f := range []struct {
-		name   string
-		inject func(ctx context.Context, i int) error
-	}{{"power off", s.powerOff}, {"kill -9", s.kill}, {"stop", s.terminate}} {
-		if crowd == nil {
-			if crowd, err = traffic.StartCrowd(ctx, s.pod(), s.server(), topo.ServerAddress, flows, askEvery); err != nil {
-				return nil, err
+	defer t.asker.Stop()
+	defer t.disperse()
+	for range z.repeat {
+		for _, kind := range kinds {
+			if !z.faults.MatchString(kind.name) {
+				continue
 			}
-		}
-		o, err := s.fault(ctx, crowd, asker, f.inject)
-		if err != nil {
-			return all, fmt.Errorf("%s: %w", f.name, err)
-		}
-		o.fault, o.interval = f.name, interval
-		s.progress("%+v", o)
-		all = append(all, o)
-		if o.lost > 0 { // the next fault gets a whole crowd, too
-			crowd.Stop()
-			crowd = nil
+			anew, err := t.gather(ctx)
+			if err != nil {
+				return all, fmt.Errorf("%s: %w", kind.name, err)
+			}
+			o, err := t.fault(ctx, kind.inject)
+			if err != nil {
+				return all, fmt.Errorf("%s: %w", kind.name, err)
+			}
+			o.fault, o.interval, o.anew = kind.name, interval, anew
+			s.progress("%+v", o)
+			all = append(all, o)
+			if o.lost > 0 { // the next fault gets a whole crowd, too
+				t.disperse()
+			}
 		}
 	}
 	return all, nil
 }
 
-func (s *stack) fault(ctx context.Context, crowd *traffic.Crowd, asker *traffic.Asker, inject func(context.Context, int) error) (o outcome, err error) {
-	echo, err := traffic.StartStream(ctx, s.pod(), topo.ServerAddress, echoEvery)
+func (t *trial) disperse() {
+	if t.crowd != nil {
+		t.crowd.Stop()
+		t.crowd = nil
+	}
+}
+
+// gather makes a crowd if there is none. A pair by which it cannot be made is started
+// anew, once.
+func (t *trial) gather(ctx context.Context) (anew bool, err error) {
+	if t.crowd != nil {
+		return false, nil
+	}
+	for {
+		t.crowd, err = traffic.StartCrowd(ctx, t.pod(), t.server(), topo.ServerAddress, t.flows, askEvery)
+		if err == nil || anew {
+			return anew, err
+		}
+		t.progress("starting the pair anew: %v", err)
+		t.explain(os.Stderr)
+		anew = true
+		for i := range t.daemons {
+			t.stop(i)
+		}
+		if err := errors.Join(t.forget(ctx), t.start(ctx, true)); err != nil {
+			return anew, err
+		}
+	}
+}
+
+func (t *trial) fault(ctx context.Context, inject func(*stack, context.Context, int) error) (o outcome, err error) {
+	echo, err := traffic.StartStream(ctx, t.pod(), topo.ServerAddress, echoEvery)
 	if err != nil {
 		return o, err
 	}
 	defer echo.Stop(0)
 	wait(ctx, settle)
-	if moved, err := s.findActive(ctx); err != nil {
+	if o.moved, err = t.findActive(ctx); err != nil {
 		return o, err
-	} else if moved {
-		s.progress("the role moved without a fault")
 	}
-	crowd.Forget()
-	echo.Gap()
-	start, from, to := time.Now(), s.active, 1-s.active
-	if err := inject(ctx, from); err != nil {
+	t.crowd.Forget()
+	o.before = echo.Gap()
+	start, from, to := time.Now(), t.active, 1-t.active
+	if err := inject(t.stack, ctx, from); err != nil {
 		return o, err
 	}
 	err = until(ctx, "the other proxy to announce itself", func(context.Context) error {
-		for _, c := range asker.Claims(start) {
-			if c.MAC == s.mac(to) {
+		for _, c := range t.asker.Claims(start) {
+			if c.MAC == t.mac(to) {
 				o.detection = c.At.Sub(start)
 				return nil
 			}
 		}
-		return fmt.Errorf("%s is silent", s.lab.Proxies[to].Name)
+		return fmt.Errorf("%s is silent", t.lab.Proxies[to].Name)
 	})
 	if err != nil {
 		return o, err
 	}
-	total := crowd.Report().Flows
-	for deadline := time.Now().Add(given); time.Now().Before(deadline) && crowd.Answered(start.Add(o.detection)) < total; {
+	settled := start.Add(o.detection)
+	o.flows = t.crowd.Report().Flows
+	for deadline := time.Now().Add(given); time.Now().Before(deadline) && t.crowd.Answered(settled) < o.flows; {
 		wait(ctx, 50*time.Millisecond)
 	}
-	r := crowd.Report()
-	o.lost = total - crowd.Answered(start.Add(o.detection))
+	r := t.crowd.Report()
+	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets
 	o.median, o.longest, o.stall = r.Median, r.Longest, echo.Gap()
-	s.active = to
-	return o, s.repair(ctx, from)
+	t.active = to
+	return o, t.repair(ctx, from)
 }
 
 // powerOff ends all of a proxy at once.

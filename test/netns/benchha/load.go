@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,9 +22,9 @@ const (
 	serverPorts     = 100
 	firstServerPort = 8000
 	firstPodPort    = 30000
-	// assured is after how long a UDP flow that is answered is assured
+	// ripe is after how long a UDP flow that is answered is assured
 	// (net/netfilter/nf_conntrack_proto_udp.c: two seconds).
-	assured = 2500 * time.Millisecond
+	ripe = 2500 * time.Millisecond
 	// clockTicks is USER_HZ, the unit of times in /proc/PID/stat.
 	clockTicks = 100
 )
@@ -38,11 +39,16 @@ type load struct {
 	// Memory of the same at the end, and without entries, in MiB.
 	memory [2]float64
 	idle   float64
+	// there is how many assured flows the kernels of both have.
+	there [2]int
 }
 
 func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l load, err error) {
 	l.entries = entries
 	if err := s.start(ctx, true); err != nil {
+		return l, err
+	}
+	if err := s.keepFlows(ctx); err != nil {
 		return l, err
 	}
 	wait(ctx, settle)
@@ -66,7 +72,7 @@ func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l lo
 		if err := f.round(ctx); err != nil {
 			return l, err
 		}
-		wait(ctx, assured)
+		wait(ctx, ripe)
 	}
 	if err := f.round(ctx); err != nil {
 		return l, err
@@ -87,24 +93,42 @@ func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l lo
 		l.fill[i] = filled[i] - before[i]
 		l.after[i] = time.Duration(float64(after[i]-filled[i]) * minute)
 	}
-	return l, s.complete(ctx, entries)
+	for at, i := range []int{s.active, 1 - s.active} {
+		if l.there[at], err = s.assured(ctx, i); err != nil {
+			return l, err
+		}
+	}
+	if l.there[0] < entries*99/100 {
+		return l, fmt.Errorf("%d of %d flows are there", l.there[0], entries)
+	}
+	return l, nil
 }
 
-// complete checks that the kernel of the active proxy has as many assured flows
-// as were made.
-func (s *stack) complete(ctx context.Context, entries int) error {
+// lasting is the time-out of UDP flows meanwhile, in seconds: making the flows may take
+// longer here than they are kept for by default.
+const lasting = 1200
+
+func (s *stack) keepFlows(ctx context.Context) error {
+	var errs []error
+	for _, m := range s.lab.Machines() {
+		for _, name := range []string{"nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"} {
+			errs = append(errs, s.everywhere(ctx, m, fmt.Sprintf("sysctl -q -e -w net.netfilter.%s=%d", name, lasting)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// assured is how many assured flows a proxy's kernel has.
+func (s *stack) assured(ctx context.Context, i int) (int, error) {
 	netns := ""
 	if s.name == "vpcproxy" {
 		netns = "ip netns exec vpx-red "
 	}
-	out, err := s.lab.Proxies[s.active].Run(ctx, "sh", "-c", netns+"conntrack -L -p udp 2>/dev/null | grep -c ASSURED")
+	out, err := s.lab.Proxies[i].Run(ctx, "sh", "-c", netns+"conntrack -L -p udp 2>/dev/null | grep -c ASSURED || true")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n < entries*99/100 {
-		return fmt.Errorf("%d of %d flows are there: %w", n, entries, err)
-	}
-	return nil
+	return strconv.Atoi(strings.TrimSpace(out))
 }
 
 func (s *stack) both() (cpu [2]time.Duration, memory [2]float64, err error) {

@@ -11,38 +11,87 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// sizes are what flags make smaller for a try.
+// sizes are what flags choose.
 type sizes struct {
-	flows   int   // TCP connections during the faults
-	entries []int // UDP flows during the measurement of CPU and memory
-	rounds  int   // of the measurement of new connections
-	hold    time.Duration
-	only    string // "": both stacks
+	flows     int // TCP connections during the faults
+	faults    *regexp.Regexp
+	intervals durations
+	repeat    int     // of each fault
+	entries   numbers // UDP flows during the measurement of CPU and memory
+	rounds    int     // of the measurement of new connections
+	hold      time.Duration
+	parts     string
+	only      string // "": both stacks
+}
+
+type durations []time.Duration
+
+func (d *durations) String() string { return fmt.Sprint(*d) }
+
+// Set implements flag.Value.
+func (d *durations) Set(list string) error {
+	*d = nil
+	for word := range strings.SplitSeq(list, ",") {
+		each, err := time.ParseDuration(word)
+		if err != nil {
+			return err
+		}
+		*d = append(*d, each)
+	}
+	return nil
+}
+
+type numbers []int
+
+func (n *numbers) String() string { return fmt.Sprint(*n) }
+
+// Set implements flag.Value.
+func (n *numbers) Set(list string) error {
+	*n = nil
+	for word := range strings.SplitSeq(list, ",") {
+		each, err := strconv.Atoi(word)
+		if err != nil {
+			return err
+		}
+		*n = append(*n, each)
+	}
+	return nil
 }
 
 func main() {
-	s := sizes{entries: []int{10000, 100000}}
+	s := sizes{intervals: durations{100 * time.Millisecond, 30 * time.Millisecond}, entries: numbers{10000, 100000}}
+	flag.StringVar(&s.parts, "parts", "faults,rates,loads", "`what` to measure, of these three")
 	flag.IntVar(&s.flows, "flows", 10000, "established TCP `connections` during the faults")
+	faults := flag.String("faults", "", "only faults whose name matches this `expression`: power off, kill -9, stop")
+	flag.Var(&s.intervals, "intervals", "`times` between adverts at which there are faults")
+	flag.IntVar(&s.repeat, "repeat", 1, "`times` that each fault happens; the medians are printed")
 	flag.IntVar(&s.rounds, "rounds", 5, "`times` that new connections are counted with and without replication")
+	flag.Var(&s.entries, "entries", "`numbers` of UDP flows with which CPU and memory are measured")
 	flag.DurationVar(&s.hold, "hold", 30*time.Second, "how long CPU is measured once all flows are there")
-	only := flag.String("stack", "", "measure this `stack` alone: vpcproxy or keepalived")
+	flag.StringVar(&s.only, "stack", "", "measure this `stack` alone: vpcproxy or keepalived")
 	quick := flag.Bool("quick", false, "a try: fewer flows")
 	flag.Parse()
-	s.only = *only
 	if *quick {
-		s = sizes{flows: 500, only: s.only, entries: []int{2000}, rounds: 1, hold: 5 * time.Second}
+		s.flows, s.entries, s.rounds, s.hold = 500, numbers{2000}, 1, 5*time.Second
+	}
+	var err error
+	if s.faults, err = regexp.Compile(*faults); err != nil {
+		fmt.Fprintln(os.Stderr, "benchha: -faults:", err)
+		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, s)
+	err = run(ctx, s)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "benchha:", err)
@@ -122,74 +171,55 @@ func measure(ctx context.Context, files string, s sizes, make func(context.Conte
 		}
 		err = errors.Join(err, st.lab.Close())
 	}()
-	for _, interval := range []time.Duration{100 * time.Millisecond, 30 * time.Millisecond} {
-		got, err := st.faults(ctx, interval, s.flows)
-		r.faults = append(r.faults, got...)
-		if err != nil {
+	for _, part := range []struct {
+		name string
+		do   func(context.Context, *stack, *sizes) error
+	}{{"faults", r.measureFaults}, {"rates", r.measureRates}, {"loads", r.measureLoads}} {
+		if !slices.Contains(strings.Split(s.parts, ","), part.name) {
+			continue
+		}
+		if err := part.do(ctx, st, &s); err != nil {
 			return r, err
 		}
 	}
+	return r, nil
+}
+
+func (r *results) measureFaults(ctx context.Context, st *stack, s *sizes) error {
+	for _, interval := range s.intervals {
+		got, err := st.faults(ctx, interval, s)
+		r.faults = append(r.faults, got...)
+		if err != nil {
+			return fmt.Errorf("adverts every %v: %w", interval, err)
+		}
+	}
+	return nil
+}
+
+func (r *results) measureRates(ctx context.Context, st *stack, s *sizes) error {
 	st.interval = relaxed
 	for range s.rounds {
 		for _, replicated := range []bool{false, true} {
 			got, err := st.newConnections(ctx, replicated)
 			if err != nil {
-				return r, err
+				return err
 			}
 			st.progress("replicated %t: %.0f UDP flows/s, %.0f TCP connections/s", replicated, got.udp, got.tcp)
 			r.rates = append(r.rates, got)
 		}
 	}
+	return nil
+}
+
+func (r *results) measureLoads(ctx context.Context, st *stack, s *sizes) error {
+	st.interval = relaxed
 	for _, n := range s.entries {
 		l, err := st.load(ctx, n, s.hold)
 		if err != nil {
-			return r, err
+			return err
 		}
 		st.progress("%+v", l)
 		r.loads = append(r.loads, l)
 	}
-	return r, nil
+	return nil
 }
-
-// print prints all results, the stacks' beside each other.
-func print(all []*results, s sizes) {
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	line := func(format string, args ...any) { _, _ = fmt.Fprintf(table, format+"\n", args...) }
-	line("FAULT\tADVERTS\tSTACK\tDETECTION\tUDP STALL\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST")
-	for i := range 6 {
-		for _, r := range all {
-			if i < len(r.faults) {
-				o := r.faults[i]
-				line("%s\t%v\t%s\t%v\t%v\t%v\t%v\t%d of %d", o.fault, o.interval, r.stack, ms(o.detection), ms(o.stall), ms(o.median), ms(o.longest), o.lost, s.flows)
-			}
-		}
-	}
-	line("\nNEW CONNECTIONS\tSTACK\tALONE\tREPLICATED\tRATIO")
-	for _, kind := range []struct {
-		name string
-		of   func(rates) float64
-	}{{"UDP flows of one packet", func(r rates) float64 { return r.udp }}, {"TCP, one request each", func(r rates) float64 { return r.tcp }}} {
-		for _, r := range all {
-			var with, without, ratio []float64
-			for i := 0; i+1 < len(r.rates); i += 2 {
-				without, with = append(without, kind.of(r.rates[i])), append(with, kind.of(r.rates[i+1]))
-				ratio = append(ratio, kind.of(r.rates[i+1])/kind.of(r.rates[i]))
-			}
-			if len(ratio) > 0 {
-				line("%s\t%s\t%.0f/s\t%.0f/s\t%.2f", kind.name, r.stack, median(without), median(with), median(ratio))
-			}
-		}
-	}
-	line("\nENTRIES\tSTACK\tCPU PER MINUTE BEFORE, ACTIVE\tSTANDBY\tTO REPLICATE, ACTIVE\tSTANDBY\tPER MINUTE AFTER, ACTIVE\tSTANDBY\tMEMORY, ACTIVE\tSTANDBY\tWITHOUT ENTRIES")
-	for i := range s.entries {
-		for _, r := range all {
-			if i < len(r.loads) {
-				l := r.loads[i]
-				line("%d\t%s\t%v\t%v\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB", l.entries, r.stack, ms(l.before[0]), ms(l.before[1]), ms(l.fill[0]), ms(l.fill[1]), ms(l.after[0]), ms(l.after[1]), l.memory[0], l.memory[1], l.idle)
-			}
-		}
-	}
-	_ = table.Flush()
-}
-
-func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,11 +36,6 @@ type rates struct{ udp, tcp float64 }
 
 // sources numbers the sockets that flows come from, so that none comes twice.
 var sources atomic.Uint32
-
-func median(values []float64) float64 {
-	v := slices.Sorted(slices.Values(values))
-	return v[len(v)/2]
-}
 
 // newConnections counts them with and without replication.
 func (s *stack) newConnections(ctx context.Context, replicated bool) (r rates, err error) {

@@ -26,6 +26,10 @@ const (
 	innerVip = "172.16.101.100"
 )
 
+// foremost is the nice value of what must be in time: proxies share their
+// processor here with pods, servers and the measurement.
+const foremost = -20
+
 // relaxed is the interval between adverts while faults are not what is measured:
 // a guest with one processor, under all the load that it can take, starves
 // daemons for longer than three short ones.
@@ -79,7 +83,7 @@ func (s *stack) start(ctx context.Context, replicate bool) error {
 func (s *stack) launch(i int, replicate bool) (err error) {
 	s.daemons[i], err = s.run(s, i, replicate)
 	for _, p := range s.daemons[i] {
-		err = errors.Join(err, unix.Setpriority(unix.PRIO_PGRP, p.Pid(), -20))
+		err = errors.Join(err, unix.Setpriority(unix.PRIO_PGRP, p.Pid(), foremost))
 	}
 	return err
 }
@@ -116,6 +120,22 @@ func wait(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
+}
+
+// forget empties the tables of connections of all machines: what a fault has left
+// there must not be in the way of the next crowd.
+func (s *stack) forget(ctx context.Context) error {
+	var errs []error
+	for _, m := range s.lab.Machines() {
+		errs = append(errs, s.everywhere(ctx, m, "conntrack -F"))
+	}
+	return errors.Join(errs...)
+}
+
+// everywhere runs a command line in a machine and in each of its namespaces.
+func (s *stack) everywhere(ctx context.Context, m *topo.Machine, line string) error {
+	_, err := m.Run(ctx, "sh", "-ec", line+"; for n in $(ip netns list | cut -d' ' -f1); do ip netns exec $n "+line+"; done")
+	return err
 }
 
 // awaitActive waits until a proxy has the outer HaVip.
@@ -160,10 +180,11 @@ func (s *stack) awaitServed(ctx context.Context) error {
 	})
 }
 
-// cables sets the other ends of a proxy's cables up or down.
+// cables sets the other ends of a proxy's cables up or down, by programs that come
+// before the load: what they wait for is not what is measured.
 func (s *stack) cables(ctx context.Context, i int, state string) error {
-	name := s.lab.Proxies[i].Name
-	return errors.Join(s.lab.Router.Type(ctx, "ip link set "+name+" "+state), s.server().Type(ctx, "ip link set "+name+" "+state))
+	line := fmt.Sprintf("nice -n %d ip link set %s %s", foremost, s.lab.Proxies[i].Name, state)
+	return errors.Join(s.lab.Router.Type(ctx, line), s.server().Type(ctx, line))
 }
 
 // mac is a proxy's MAC address on the underlay.

@@ -248,17 +248,25 @@ func (c *Crowd) Report() CrowdReport {
 	return r
 }
 
-// Stop closes all connections.
+// Stop ends all connections with a reset, so that their ports are free for the
+// next crowd at once.
 func (c *Crowd) Stop() {
 	close(c.stop)
 	_ = c.listener.Close()
 	for _, m := range c.flows {
-		_ = m.conn.Close()
+		abort(m.conn)
 	}
 	c.mu.Lock()
 	for _, conn := range c.accepted {
-		_ = conn.Close()
+		abort(conn)
 	}
 	c.mu.Unlock()
 	c.tasks.Wait()
+}
+
+func abort(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
 }
