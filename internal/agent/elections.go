@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -21,8 +23,18 @@ import (
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
 )
 
+// atOnce is how many goroutines may run at the same time on a proxy at least. The task
+// of an election is woken by the kernel; where there are no more than the
+// processors, and all are taken by other goroutines, it would have to wait for one
+// of them to be interrupted, which is after 10 ms (runtime.forcePreemptNS). With
+// more, the kernel chooses, and prefers who has slept.
+const atOnce = 4
+
 // buildElections makes what a proxy elects with, and has the node tell it.
 func (a *Agent) buildElections(t *nodeTask, o *node.Options) error {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < atOnce {
+		runtime.GOMAXPROCS(atOnce)
+	}
 	// Handles of its own: a move must not wait for a lock that a reconcile holds.
 	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory})
 	if err != nil {

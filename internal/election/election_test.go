@@ -22,23 +22,43 @@ import (
 // line is a transport on which a test hears what is sent, and says what is
 // received.
 type line struct {
-	in     chan ha.Datagram
-	closed chan struct{}
-	once   sync.Once
+	in   chan ha.Datagram
+	next *ha.Datagram
+	wake chan struct{}
 
 	mu   sync.Mutex
 	sent []vrrp.Packet
 }
 
-func newLine() *line { return &line{in: make(chan ha.Datagram, 16), closed: make(chan struct{})} }
+func newLine() *line { return &line{in: make(chan ha.Datagram, 16), wake: make(chan struct{}, 1)} }
 
-func (l *line) Receive() (ha.Datagram, error) {
+func (l *line) Wait(limit time.Duration) error {
+	var over <-chan time.Time
+	if limit >= 0 {
+		over = time.After(limit)
+	}
 	select {
 	case d := <-l.in:
-		return d, nil
-	case <-l.closed:
-		return ha.Datagram{}, errors.New("closed")
+		l.next = &d
+	case <-l.wake:
+	case <-over:
 	}
+	return nil
+}
+
+func (l *line) Wake() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *line) Receive() (ha.Datagram, bool, error) {
+	d := l.next
+	if l.next = nil; d == nil {
+		return ha.Datagram{}, false, nil
+	}
+	return *d, true, nil
 }
 
 func (l *line) Send(dst netip.Addr, payload []byte) error {
@@ -52,10 +72,7 @@ func (l *line) Send(dst netip.Addr, payload []byte) error {
 	return nil
 }
 
-func (l *line) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
+func (l *line) Close() error { return nil }
 
 // last returns the priority that was advertised last.
 func (l *line) last() int {

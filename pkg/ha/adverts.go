@@ -24,7 +24,7 @@ func (m *Machine) advert(a Advert) {
 func (m *Machine) backupHears(a Advert) {
 	if a.Priority == vrrp.PriorityStop {
 		m.graced = false
-		m.timer = m.now + Skew(m.Priority(), m.activeInterval)
+		m.timer = m.now - a.Waited + Skew(m.Priority(), m.activeInterval)
 		return
 	}
 	if a.Priority < m.Priority() && (m.preempts() || m.unwell(a)) {
@@ -34,7 +34,7 @@ func (m *Machine) backupHears(a Advert) {
 		m.lowerSince = never
 	}
 	m.activeAddr, m.activePriority = a.From, a.Priority
-	m.listen(a.Interval)
+	m.listen(a.Interval, a.Waited)
 }
 
 // unwell says whether an advert's sender has lowered its own priority, as a
@@ -84,7 +84,7 @@ func (m *Machine) activeHears(a Advert) {
 		m.do(Deactivate{}, Send{Priority: own, To: a.From})
 		m.activeAddr, m.activePriority = a.From, a.Priority
 		m.become(Backup, "%v has priority %d, against %d here", a.From, a.Priority, own)
-		m.listen(a.Interval)
+		m.listen(a.Interval, a.Waited)
 	default:
 		if own == vrrp.PriorityOwner && a.Priority == own {
 			m.note("owners", "%v says that it owns the addresses, as this node does: give one of them a lower priority", a.From)
@@ -116,7 +116,7 @@ func (m *Machine) contested(a Advert) {
 	m.holdUntil = never
 	m.leave(Backup, fmt.Sprintf("%v stays active with priority %d, against %d here: it does not hear this node", a.From, a.Priority, m.Priority()))
 	m.activeAddr, m.activePriority = a.From, a.Priority
-	m.listen(a.Interval)
+	m.listen(a.Interval, a.Waited)
 }
 
 // claimAgain announces now, and again when the other has had time to fall

@@ -37,15 +37,19 @@ type (
 	Startup struct{}
 	// Shutdown ends it: an active says so to its peers (6.4.3).
 	Shutdown struct{}
-	// Tick says that time has passed. Send it when Deadline is reached; sooner
-	// or oftener does no harm.
+	// Tick says that time has passed, and that every advert which had arrived has
+	// been told of. Send it when Deadline is reached; sooner or oftener does no
+	// harm.
 	Tick struct{}
-	// Advert is an advertisement that a Receiver let through.
+	// Advert is an advertisement that was let through. Timers do not run out
+	// with it: a later one may wait behind it.
 	Advert struct {
 		From      netip.Addr
 		Priority  uint8
 		Interval  time.Duration
 		Addresses []netip.Addr
+		// Waited is how long ago it arrived: the silence after it began then.
+		Waited time.Duration
 	}
 	// Report says whether a tracked thing works. An unknown name is ignored.
 	Report struct {

@@ -8,13 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vpcproxy/vpcproxy/pkg/ha"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
@@ -169,7 +166,7 @@ type labNode struct {
 
 func (p *pair) start(priority uint8) *labNode {
 	p.t.Helper()
-	socket := p.socket()
+	socket := openIn(p.t, p.ours, oursAt)
 	n, err := ha.NewNode(ha.NodeConfig{
 		Instance: ha.Config{
 			Name: "lab", VRID: 51, Priority: priority, Interval: labAdvert,
@@ -198,36 +195,6 @@ func (p *pair) start(priority uint8) *labNode {
 	}
 	p.t.Cleanup(node.stop)
 	return node
-}
-
-// socket opens a socket in our namespace, on a thread that is thrown away.
-func (p *pair) socket() *ha.Socket {
-	p.t.Helper()
-	type result struct {
-		socket *ha.Socket
-		err    error
-	}
-	opened := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlock
-		f, err := os.Open("/run/netns/" + p.ours)
-		if err != nil {
-			opened <- result{err: err}
-			return
-		}
-		defer f.Close()
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			opened <- result{err: err}
-			return
-		}
-		s, err := ha.OpenSocket("eth0", netip.MustParseAddr(oursAt), false)
-		opened <- result{s, err}
-	}()
-	r := <-opened
-	if r.err != nil {
-		p.t.Fatal(r.err)
-	}
-	return r.socket
 }
 
 // ipMover holds the address as an operator would.

@@ -112,7 +112,9 @@ func (m *Machine) Step(now time.Duration, e Event) []Action {
 	case Reconfigure:
 		m.reconfigure(e.Config)
 	}
-	m.timers()
+	if _, heard := e.(Advert); !heard {
+		m.timers()
+	}
 	return m.out
 }
 
@@ -146,10 +148,11 @@ func (m *Machine) timers() {
 		m.timer = never
 		m.start()
 	case Active:
-		m.send()
+		m.beat()
 	case Backup:
-		if late := m.now - m.timer; late > m.activeInterval && !m.graced {
-			// Adverts may be waiting to be read: this process was not running.
+		if late := m.now - m.timer; late > m.cfg.down(m.Priority(), m.activeInterval) && !m.graced {
+			// Nothing has arrived, but that is no sign if the machine stood still
+			// as a whole: then nobody took from the wire what was sent to it.
 			m.graced = true
 			m.timer = m.now + m.activeInterval
 			m.note("late", "woke up %v late: listening for another %v before taking over", late, m.activeInterval)
@@ -172,7 +175,7 @@ func (m *Machine) thaw() {
 	gap := m.now - m.lastSent
 	m.do(Deactivate{})
 	m.become(Backup, "sent nothing for %v: frozen or starved", gap)
-	m.listen(m.cfg.Interval)
+	m.listen(m.cfg.Interval, 0)
 }
 
 // startup is 6.4.1.
@@ -196,13 +199,13 @@ func (m *Machine) start() {
 		return
 	}
 	m.become(Backup, "fit to be active")
-	m.listen(m.cfg.Interval)
+	m.listen(m.cfg.Interval, 0)
 }
 
-// listen starts Active_Down_Timer from an interval.
-func (m *Machine) listen(interval time.Duration) {
+// listen starts Active_Down_Timer from an interval, and from when the silence began.
+func (m *Machine) listen(interval, ago time.Duration) {
 	m.activeInterval, m.graced = interval, false
-	m.timer = m.now + m.cfg.down(m.Priority(), interval)
+	m.timer = m.now - ago + m.cfg.down(m.Priority(), interval)
 }
 
 // activate is 6.4.1 (110) and 6.4.2 (355): advert, announcement, timer, state.
@@ -218,6 +221,16 @@ func (m *Machine) send() {
 	m.do(Send{Priority: m.Priority()})
 	m.lastSent = m.now
 	m.timer = m.now + m.cfg.sendEvery()
+}
+
+// beat is send when Adver_Timer has run out. A late advert does not make those
+// after it late, too: the others count from the last one.
+func (m *Machine) beat() {
+	due := m.timer
+	m.send()
+	if next := due + m.cfg.sendEvery(); next > m.now {
+		m.timer = next
+	}
 }
 
 func (m *Machine) shutdown() {
@@ -249,7 +262,7 @@ func (m *Machine) yield(e Yield) {
 	}
 	if m.state == Active {
 		m.leave(Backup, "yielded")
-		m.listen(m.cfg.Interval)
+		m.listen(m.cfg.Interval, 0)
 	}
 }
 

@@ -29,11 +29,19 @@ type Mover interface {
 	Announce(ctx context.Context) error
 }
 
-// Transport carries adverts of one instance.
+// Transport carries adverts of one instance. All methods but Wake are called from
+// one goroutine.
 type Transport interface {
-	// Receive waits for a packet. The payload is valid until the next call.
-	// Close ends it with an error.
-	Receive() (Datagram, error)
+	// Wait returns when a packet may have arrived, when the time is over, or
+	// after Wake; sooner does no harm. Below 0 there is no limit.
+	Wait(limit time.Duration) error
+	// Wake ends the Wait that is under way, or else the next one. It may be
+	// called from any goroutine, and after Close.
+	Wake()
+	// Receive returns the first of the packets that have arrived; ok is false
+	// if there is none. It does not wait. The payload is valid until the next
+	// call.
+	Receive() (d Datagram, ok bool, err error)
 	// Send sends without waiting: a full buffer is an error.
 	Send(dst netip.Addr, payload []byte) error
 	Close() error
@@ -77,7 +85,6 @@ type Node struct {
 	group    netip.Addr
 	buf      []byte
 
-	packets  chan Datagram
 	events   chan posted
 	mover    *movement
 	reporter *reporter
@@ -99,8 +106,9 @@ var ErrStopped = errors.New("ha: the instance has stopped")
 const goodbye = 5 * time.Second
 
 // maxBehind is how many packets are taken in one go before timers are looked
-// at again.
-const maxBehind = 64
+// at again: more than receiveBuffer holds, so that none which had arrived in time is
+// overlooked, and a flood does not keep a backup from taking over.
+const maxBehind = 4096
 
 // NewNode returns a Node that Run starts.
 func NewNode(cfg NodeConfig) (*Node, error) {
@@ -119,7 +127,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, machine: m, instance: cfg.Instance, group: vrrp.GroupIPv6,
-		packets: make(chan Datagram, maxBehind), events: make(chan posted, 16), done: make(chan struct{}),
+		events: make(chan posted, 16), done: make(chan struct{}),
 	}
 	if cfg.Instance.Local.Is4() {
 		n.group = vrrp.GroupIPv4
@@ -163,28 +171,17 @@ func (n *Node) Run(ctx context.Context) error {
 	if !n.running.CompareAndSwap(false, true) {
 		return fmt.Errorf("ha: instance %q: Run was called twice", n.cfg.Instance.Name)
 	}
-	readCtx, stopReading := context.WithCancel(ctx)
-	defer stopReading()
-	var readErr error
-	received := make(chan struct{})
-	go func() {
-		defer close(received)
-		readErr = n.read(readCtx)
-	}()
 	go n.mover.run()
 	go n.reporter.run()
 
-	n.loop(ctx, received)
-	failed := ctx.Err() == nil // only a failure to receive ends the loop otherwise
+	err := n.loop(ctx)
+	if err != nil {
+		err = fmt.Errorf("cannot receive adverts: %w", err)
+	}
 
 	n.take(Shutdown{})
 	close(n.done)
-	stopReading()
-	err := n.cfg.Transport.Close()
-	<-received
-	if failed {
-		err = errors.Join(fmt.Errorf("cannot receive adverts: %w", readErr), err)
-	}
+	err = errors.Join(err, n.cfg.Transport.Close())
 	n.mover.finish(goodbye)
 	n.reporter.finish(goodbye)
 	if err != nil {
@@ -193,58 +190,60 @@ func (n *Node) Run(ctx context.Context) error {
 	return nil
 }
 
-// loop is the instance's task. Nothing in it waits for anything but events and
-// time: what may be slow happens in the mover's and the reporter's goroutines.
-func (n *Node) loop(ctx context.Context, received <-chan struct{}) {
+// loop is the instance's task. Nothing in it waits for anything but packets,
+// events and time: what may be slow happens in the mover's and the reporter's
+// goroutines.
+func (n *Node) loop(ctx context.Context) error {
+	defer context.AfterFunc(ctx, n.cfg.Transport.Wake)()
 	n.take(Startup{})
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for {
-		if at, ok := n.machine.Deadline(); ok {
-			timer.Reset(max(at-n.cfg.Clock(), 0))
-		} else {
-			timer.Stop()
+		if err := n.cfg.Transport.Wait(n.left()); err != nil {
+			return err
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-received:
-			return
-		case d := <-n.packets:
-			n.packet(d)
-		case p := <-n.events:
-			n.take(p.event)
-			close(p.taken)
-		case <-timer.C:
-			n.backlog() // what has arrived by now came before the deadline
+		if ctx.Err() != nil {
+			return nil
+		}
+		// What has arrived by now came before a deadline that is over.
+		if err := n.receive(); err != nil {
+			return err
+		}
+		n.posted()
+		if n.left() == 0 {
 			n.take(Tick{})
 		}
 	}
 }
 
-func (n *Node) backlog() {
-	for range maxBehind {
-		select {
-		case d := <-n.packets:
-			n.packet(d)
-		default:
-			return
-		}
+// left returns the time to the deadline, or less than 0 if there is none.
+func (n *Node) left() time.Duration {
+	at, ok := n.machine.Deadline()
+	if !ok {
+		return -1
 	}
+	return max(at-n.cfg.Clock(), 0)
 }
 
-// read hands packets to the loop; when that is behind, they wait in the socket.
-func (n *Node) read(ctx context.Context) error {
-	for {
-		d, err := n.cfg.Transport.Receive()
-		if err != nil {
+// receive takes the packets that have arrived.
+func (n *Node) receive() error {
+	for range maxBehind {
+		d, ok, err := n.cfg.Transport.Receive()
+		if err != nil || !ok {
 			return err
 		}
-		d.Payload = append([]byte(nil), d.Payload...)
+		n.packet(d)
+	}
+	return nil
+}
+
+// posted takes the events that have been posted.
+func (n *Node) posted() {
+	for {
 		select {
-		case n.packets <- d:
-		case <-ctx.Done():
-			return ctx.Err()
+		case p := <-n.events:
+			n.take(p.event)
+			close(p.taken)
+		default:
+			return
 		}
 	}
 }
@@ -338,6 +337,7 @@ func (n *Node) Post(ctx context.Context, e Event) error {
 	p := posted{e, make(chan struct{})}
 	select {
 	case n.events <- p:
+		n.cfg.Transport.Wake()
 	case <-n.done:
 		return ErrStopped
 	case <-ctx.Done():

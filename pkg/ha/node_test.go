@@ -3,7 +3,6 @@ package ha
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,7 +32,8 @@ type port struct {
 	wire   *wire
 	addr   netip.Addr
 	in     chan Datagram
-	closed chan struct{}
+	next   *Datagram
+	wake   chan struct{}
 	fail   chan error
 	unplug bool
 }
@@ -41,7 +41,7 @@ type port struct {
 func newWire() *wire { return &wire{ports: map[netip.Addr]*port{}, begin: time.Now()} }
 
 func (w *wire) port(a netip.Addr) *port {
-	p := &port{wire: w, addr: a, in: make(chan Datagram, 100), closed: make(chan struct{}), fail: make(chan error, 1)}
+	p := &port{wire: w, addr: a, in: make(chan Datagram, 100), wake: make(chan struct{}, 1), fail: make(chan error, 1)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ports[a] = p
@@ -64,18 +64,46 @@ func (p *port) Send(dst netip.Addr, payload []byte) error {
 	return nil
 }
 
-func (p *port) Receive() (Datagram, error) {
+func (p *port) Wait(limit time.Duration) error {
+	var over <-chan time.Time
+	if limit >= 0 {
+		over = time.After(limit)
+	}
+	if p.next != nil {
+		return nil
+	}
 	select {
 	case d := <-p.in:
-		return d, nil
+		p.next = &d
+	case <-p.wake:
+	case <-over:
 	case err := <-p.fail:
-		return Datagram{}, err
-	case <-p.closed:
-		return Datagram{}, net.ErrClosed
+		return err
+	}
+	return nil
+}
+
+func (p *port) Wake() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
 	}
 }
 
-func (p *port) Close() error { close(p.closed); return nil }
+func (p *port) Receive() (d Datagram, ok bool, err error) {
+	if p.next != nil {
+		d, p.next = *p.next, nil
+		return d, true, nil
+	}
+	select {
+	case d := <-p.in:
+		return d, true, nil
+	default:
+		return Datagram{}, false, nil
+	}
+}
+
+func (p *port) Close() error { return nil }
 
 // sends returns when a node sent adverts of a priority since a moment.
 func (w *wire) sends(from netip.Addr, priority uint8, since time.Duration) (at []time.Duration) {
@@ -338,8 +366,8 @@ func TestAuthenticatedPairDropsForgeries(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, d := range []Datagram{
-			{lower, higher, 255, forged}, {lower, higher, 254, forged}, {netip.MustParseAddr("192.0.2.66"), higher, 255, forged},
-			{lower, higher, 255, forged[:9]}, {lower, vrrp.GroupIPv4, 255, forged},
+			{lower, higher, 255, forged, 0}, {lower, higher, 254, forged, 0}, {netip.MustParseAddr("192.0.2.66"), higher, 255, forged, 0},
+			{lower, higher, 255, forged[:9], 0}, {lower, vrrp.GroupIPv4, 255, forged, 0},
 		} {
 			b.port.in <- d
 		}
@@ -371,7 +399,7 @@ func TestMulticastNodeSendsToTheGroup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.port.in <- Datagram{higher, vrrp.GroupIPv4, 255, b}
+		n.port.in <- Datagram{Src: higher, Dst: vrrp.GroupIPv4, TTL: 255, Payload: b}
 		synctest.Wait()
 		n.is(t, Backup)
 		if sent, got := len(w.sends(lower, 200, 0)), len(group.in); sent != got || sent < 8 {

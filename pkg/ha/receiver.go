@@ -2,6 +2,7 @@ package ha
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
 )
@@ -11,6 +12,9 @@ type Datagram struct {
 	Src, Dst netip.Addr
 	TTL      int // or hop limit
 	Payload  []byte
+	// Waited is how long ago the packet had arrived when it was read; 0 if that
+	// is not known.
+	Waited time.Duration
 }
 
 // receive judges a packet (RFC 9568 section 7.1 and the unicast rules). Every
@@ -47,7 +51,7 @@ func receive(cfg *Config, v *vrrp.Verifier, d Datagram) (Advert, vrrp.Packet, er
 	if err != nil {
 		return Advert{}, vrrp.Packet{}, err
 	}
-	return Advert{From: d.Src, Priority: p.Priority, Interval: p.Interval, Addresses: p.Addresses}, p, nil
+	return Advert{From: d.Src, Priority: p.Priority, Interval: p.Interval, Addresses: p.Addresses, Waited: d.Waited}, p, nil
 }
 
 func (c *Config) peer(a netip.Addr) (Peer, bool) {

@@ -427,11 +427,11 @@ func TestReceiveIPv6HopLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	holds(t, "RFC9568-5.1.2.3-2")
-	if _, _, err := receive(&cfg, nil, Datagram{src, vrrp.GroupIPv6, 255, b}); err != nil {
+	if _, _, err := receive(&cfg, nil, Datagram{Src: src, Dst: vrrp.GroupIPv6, TTL: 255, Payload: b}); err != nil {
 		t.Error(err)
 	}
 	refuses(t, "RFC9568-5.1.2.3-2")
-	if _, _, err := receive(&cfg, nil, Datagram{src, vrrp.GroupIPv6, 254, b}); err != vrrp.TTL {
+	if _, _, err := receive(&cfg, nil, Datagram{Src: src, Dst: vrrp.GroupIPv6, TTL: 254, Payload: b}); err != vrrp.TTL {
 		t.Errorf("%v, want %v", err, vrrp.TTL)
 	}
 }

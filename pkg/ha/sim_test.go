@@ -34,7 +34,7 @@ type simNode struct {
 	cfg       Config
 	frozen    bool
 	dead      bool
-	socket    []Advert // came while it was frozen
+	socket    []flight // came while it was frozen
 	announces []time.Duration
 }
 
@@ -164,7 +164,7 @@ func (s *sim) run(d time.Duration) {
 			f := heap.Pop(&s.queue).(flight)
 			s.now = max(s.now, f.at)
 			if to := s.nodes[f.to]; to.frozen {
-				to.socket = append(to.socket, f.a)
+				to.socket = append(to.socket, f)
 			} else {
 				s.step(to, f.a)
 			}
@@ -179,14 +179,16 @@ func (s *sim) run(d time.Duration) {
 	}
 }
 
-// thaw lets a frozen node go on: its timer first, then what waits in its socket.
+// thaw lets a frozen node go on: what waits in its socket first, as in a Node, then
+// its timer.
 func (s *sim) thaw(n *simNode) {
 	n.frozen = false
-	s.step(n, Tick{})
-	for _, a := range n.socket {
-		s.step(n, a)
+	for _, f := range n.socket {
+		f.a.Waited = s.now - f.at
+		s.step(n, f.a)
 	}
 	n.socket = nil
+	s.step(n, Tick{})
 }
 
 // split cuts, or heals, both directions.

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"syscall"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,15 +22,22 @@ const (
 	controlSpace = 128
 )
 
-// Socket is a Transport over a raw socket, which needs CAP_NET_RAW.
+// Socket is a Transport over a raw socket, which needs CAP_NET_RAW. It waits in the
+// kernel, not in the Go runtime's poller: neither its goroutine nor the time that
+// it waits for is behind other goroutines when the kernel wakes its thread.
 type Socket struct {
-	file  *os.File
-	conn  syscall.RawConn
+	fd    int
 	local netip.Addr
 	index int
 	buf   [maxPacket]byte
 	oob   [controlSpace]byte
 	out   []byte // control message that selects source and interface
+	// empty is when the socket was last seen to hold nothing (CLOCK_BOOTTIME).
+	empty time.Duration
+
+	mu     sync.Mutex
+	wake   int // eventfd(2)
+	closed bool
 }
 
 var _ Transport = (*Socket)(nil)
@@ -62,14 +69,11 @@ func openSocket(iface string, local netip.Addr, multicast bool) (*Socket, error)
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	// Non-blocking, so that os.File waits in the runtime's poller, and Close
-	// wakes a reader.
-	file := os.NewFile(uintptr(fd), "vrrp "+iface)
-	conn, err := file.SyscallConn()
+	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, errors.Join(fmt.Errorf("eventfd: %w", err), unix.Close(fd))
 	}
-	return &Socket{file: file, conn: conn, local: local, index: index, out: sourceMessage(local, index)}, nil
+	return &Socket{fd: fd, wake: wake, local: local, index: index, out: sourceMessage(local, index), empty: boottime()}, nil
 }
 
 // prepare sets the socket's options and returns the interface's index.
@@ -90,6 +94,10 @@ func prepare(fd int, iface string, local netip.Addr, multicast bool) (int, error
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
 			return 0, fmt.Errorf("SO_RCVBUF: %w", err)
 		}
+	}
+	// When a packet came counts, not when it is read.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
+		return 0, fmt.Errorf("SO_TIMESTAMPNS: %w", err)
 	}
 	// Internetwork control, as routing protocols use (RFC 4594 section 3.2).
 	const classSelector6 = 0xc0
@@ -157,47 +165,92 @@ func (s *Socket) Send(dst netip.Addr, payload []byte) error {
 	if dst.Is4() {
 		to = &unix.SockaddrInet4{Addr: dst.As4()}
 	}
-	var sent error
-	err := s.conn.Control(func(fd uintptr) {
-		sent = unix.Sendmsg(int(fd), payload, s.out, to, unix.MSG_DONTWAIT)
-	})
-	return errors.Join(err, sent)
+	return unix.Sendmsg(s.fd, payload, s.out, to, unix.MSG_DONTWAIT)
+}
+
+// Wait implements Transport.
+func (s *Socket) Wait(limit time.Duration) error {
+	var timeout *unix.Timespec
+	if limit >= 0 {
+		ts := unix.NsecToTimespec(limit.Nanoseconds())
+		timeout = &ts
+	}
+	on := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}, {Fd: int32(s.wake), Events: unix.POLLIN}}
+	if _, err := unix.Ppoll(on, timeout, nil); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("ha: wait for adverts: %w", err)
+	}
+	if on[1].Revents != 0 {
+		var count [8]byte
+		_, _ = unix.Read(s.wake, count[:]) // there is nothing else to be done with it
+	}
+	return nil
+}
+
+// Wake implements Transport.
+func (s *Socket) Wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		_, _ = unix.Write(s.wake, binary.NativeEndian.AppendUint64(nil, 1)) // EAGAIN: it is awake
+	}
 }
 
 // Receive implements Transport. Packets that it cannot understand are skipped.
-func (s *Socket) Receive() (Datagram, error) {
+func (s *Socket) Receive() (Datagram, bool, error) {
 	for {
-		var n, oobn int
-		var from unix.Sockaddr
-		var failed error
-		err := s.conn.Read(func(fd uintptr) bool {
-			n, oobn, _, from, failed = unix.Recvmsg(int(fd), s.buf[:], s.oob[:], unix.MSG_DONTWAIT)
-			return !errors.Is(failed, unix.EAGAIN)
-		})
+		n, oobn, _, from, err := unix.Recvmsg(s.fd, s.buf[:], s.oob[:], unix.MSG_DONTWAIT)
+		now := boottime()
 		switch {
-		case err != nil:
-			return Datagram{}, fmt.Errorf("ha: receive: %w", err)
-		case errors.Is(failed, unix.EINTR), errors.Is(failed, unix.ENETDOWN), errors.Is(failed, unix.ECONNREFUSED):
+		case errors.Is(err, unix.EAGAIN):
+			s.empty = now
+			return Datagram{}, false, nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.ECONNREFUSED):
 			continue // said once each: the link went down, or an ICMP error came
-		case failed != nil:
-			return Datagram{}, fmt.Errorf("ha: receive: %w", failed)
+		case err != nil:
+			return Datagram{}, false, fmt.Errorf("ha: receive: %w", err)
+		}
+		messages, err := unix.ParseSocketControlMessage(s.oob[:oobn])
+		if err != nil {
+			continue
 		}
 		var d Datagram
 		var ok bool
 		if s.local.Is4() {
 			d, ok = datagram4(s.buf[:n])
 		} else {
-			d, ok = datagram6(s.buf[:n], s.oob[:oobn], from)
+			d, ok = datagram6(s.buf[:n], messages, from)
 		}
 		if ok {
-			return d, nil
+			// No longer than since there was nothing: the kernel's stamp is of
+			// a clock that may have been set meanwhile.
+			d.Waited = min(waited(messages, time.Now()), now-s.empty)
+			return d, true, nil
 		}
 	}
 }
 
-// Close implements Transport. It may be called while others send and receive.
+// waited returns how long ago, at a moment, the kernel stamped a packet; 0 if it
+// has not, or later.
+func waited(messages []unix.SocketControlMessage, now time.Time) time.Duration {
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= 16 {
+			// struct timespec of a 64-bit kernel.
+			sec, nsec := binary.NativeEndian.Uint64(m.Data), binary.NativeEndian.Uint64(m.Data[8:])
+			return max(now.Sub(time.Unix(int64(sec), int64(nsec))), 0)
+		}
+	}
+	return 0
+}
+
+// Close implements Transport.
 func (s *Socket) Close() error {
-	if err := s.file.Close(); err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if err := errors.Join(unix.Close(s.fd), unix.Close(s.wake)); err != nil {
 		return fmt.Errorf("ha: %w", err)
 	}
 	return nil
@@ -221,13 +274,9 @@ func datagram4(b []byte) (Datagram, bool) {
 }
 
 // datagram6 takes destination and hop limit from the control messages.
-func datagram6(payload, oob []byte, from unix.Sockaddr) (Datagram, bool) {
+func datagram6(payload []byte, messages []unix.SocketControlMessage, from unix.Sockaddr) (Datagram, bool) {
 	src, ok := from.(*unix.SockaddrInet6)
 	if !ok {
-		return Datagram{}, false
-	}
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
 		return Datagram{}, false
 	}
 	d := Datagram{Src: netip.AddrFrom16(src.Addr), TTL: -1, Payload: payload}

@@ -78,7 +78,7 @@ func play(t *testing.T, script string) string {
 		// What timers do before the event, as in a node.
 		for m.state != Initialize || m.timer != never {
 			due, ok := m.Deadline()
-			if !ok || due >= at || f[1] == "late" {
+			if !ok || due >= at || f[1] == "late" || f[1] == "unread" {
 				break
 			}
 			tell(&out, due, m.Step(due, Tick{}))
@@ -131,7 +131,7 @@ func parseEvent(t *testing.T, cfg *Config, f []string) Event {
 	case "reconfigure":
 		*cfg = parseConfig(t, *cfg, f[1:])
 		return Reconfigure{*cfg}
-	case "advert":
+	case "advert", "unread": // unread: it waited while timers were not served either
 		a := Advert{Interval: cfg.Interval, Addresses: cfg.Addresses}
 		for _, kv := range f[1:] {
 			switch k, v, _ := strings.Cut(kv, "="); k {
@@ -141,6 +141,8 @@ func parseEvent(t *testing.T, cfg *Config, f []string) Event {
 				a.Priority = uint8(number(t, v))
 			case "interval":
 				a.Interval = duration(t, v)
+			case "waited":
+				a.Waited = duration(t, v)
 			case "address":
 				a.Addresses = []netip.Addr{netip.MustParseAddr(v)}
 			default:
