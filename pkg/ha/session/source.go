@@ -19,6 +19,10 @@ const (
 	// maxYoung bounds the flows that wait for their age: beyond, a listing of the
 	// table finds them.
 	maxYoung = 1 << 17
+	// calm is how long after it has become active a member that has a copy lists its
+	// kernel's table for the first time: that is little news, as what comes now is told
+	// by events, and the processor is the packets' for that long.
+	calm = time.Second
 	// retry is the wait after a failure.
 	retry = time.Second
 )
@@ -65,6 +69,11 @@ func (s *stream) follow(ctx context.Context) error {
 		return err
 	}
 	src := &source{stream: s, conn: conn}
+	s.mu.Lock()
+	if s.table.live > 0 {
+		src.list = time.Now().Add(calm)
+	}
+	s.mu.Unlock()
 	if src.listener, err = conntrack.Listen(s.path); err != nil {
 		return err
 	}

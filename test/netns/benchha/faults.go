@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
@@ -34,9 +36,12 @@ type outcome struct {
 	// detection is the time until the other proxy announced the HaVip, stall
 	// the longest time without a UDP echo.
 	detection, stall time.Duration
-	median, longest  time.Duration // waits of TCP connections
-	flows, lost      int           // TCP connections
-	resets           int
+	// silence is the part of detection since the last advert that the other one
+	// received, cut how long the fault itself took.
+	silence, cut    time.Duration
+	median, longest time.Duration // waits of TCP connections
+	flows, lost     int           // TCP connections
+	resets          int
 	// moved: the role had moved without a fault. anew: the pair had to be
 	// started anew before the fault, with empty tables.
 	moved, anew bool
@@ -45,15 +50,17 @@ type outcome struct {
 // kinds are the ways in which the active proxy can end.
 var kinds = []struct {
 	name   string
-	inject func(s *stack, ctx context.Context, i int) error
+	inject func(s *stack, i int) error
 }{{"power off", (*stack).powerOff}, {"kill -9", (*stack).kill}, {"stop", (*stack).terminate}}
 
 // trial is what faults need meanwhile.
 type trial struct {
 	*stack
 	flows int
+	trace bool
 	crowd *traffic.Crowd
 	asker *traffic.Asker
+	heard [2]*traffic.Adverts // by proxy
 }
 
 // faults has the active proxy end in every way that is asked for. It returns what
@@ -68,12 +75,18 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, z *sizes) (a
 		return nil, err
 	}
 	defer func() { _ = server.Close() }()
-	t := &trial{stack: s, flows: z.flows}
+	t := &trial{stack: s, flows: z.flows, trace: z.trace}
 	// It only listens: who has the address is asked once in an hour.
 	if t.asker, err = traffic.StartAsker(s.lab.Router, "proxies", netip.MustParseAddr(outerVip), time.Hour); err != nil {
 		return nil, err
 	}
 	defer t.asker.Stop()
+	for i, p := range s.lab.Proxies {
+		if t.heard[i], err = traffic.StartAdverts(p.Machine); err != nil {
+			return nil, err
+		}
+		defer t.heard[i].Stop()
+	}
 	defer t.disperse()
 	for range z.repeat {
 		for _, kind := range kinds {
@@ -129,7 +142,7 @@ func (t *trial) gather(ctx context.Context) (anew bool, err error) {
 	}
 }
 
-func (t *trial) fault(ctx context.Context, inject func(*stack, context.Context, int) error) (o outcome, err error) {
+func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o outcome, err error) {
 	echo, err := traffic.StartStream(ctx, t.pod(), topo.ServerAddress, echoEvery)
 	if err != nil {
 		return o, err
@@ -141,10 +154,13 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, context.Context, 
 	}
 	t.crowd.Forget()
 	o.before = echo.Gap()
-	start, from, to := time.Now(), t.active, 1-t.active
-	if err := inject(t.stack, ctx, from); err != nil {
+	from, to := t.active, 1-t.active
+	logged := len(t.daemons[to][0].Log())
+	start := time.Now()
+	if err := inject(t.stack, from); err != nil {
 		return o, err
 	}
+	o.cut = time.Since(start)
 	err = until(ctx, "the other proxy to announce itself", func(context.Context) error {
 		for _, c := range t.asker.Claims(start) {
 			if c.MAC == t.mac(to) {
@@ -158,6 +174,16 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, context.Context, 
 		return o, err
 	}
 	settled := start.Add(o.detection)
+	if last, ok := t.heard[to].Last(t.lab.Proxies[from].Underlay, settled); ok {
+		o.silence = settled.Sub(last.At)
+	}
+	if t.trace {
+		before := t.spent(to)
+		wait(ctx, 300*time.Millisecond)
+		after := t.spent(to)
+		t.progress("fault at %v, %v to inject, claimed at %v; processor time in the 0.3 s after: %v of the other proxy, %v here\n%s", start.Format(time.StampMicro), o.cut,
+			settled.Format(time.StampMicro), after[0]-before[0], after[1]-before[1], t.daemons[to][0].Log()[logged:])
+	}
 	o.flows = t.crowd.Report().Flows
 	for deadline := time.Now().Add(given); time.Now().Before(deadline) && t.crowd.Answered(settled) < o.flows; {
 		wait(ctx, 50*time.Millisecond)
@@ -166,32 +192,41 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, context.Context, 
 	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets
 	o.median, o.longest, o.stall = r.Median, r.Longest, echo.Gap()
 	t.active = to
-	return o, t.repair(ctx, from)
+	return o, t.repair(from)
+}
+
+// spent is the processor time of a proxy's daemons so far, and this program's.
+func (s *stack) spent(i int) (all [2]time.Duration) {
+	all[0], _, _ = s.usage(i)
+	var self unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &self) == nil {
+		all[1] = time.Duration(self.Utime.Nano() + self.Stime.Nano())
+	}
+	return all
 }
 
 // powerOff ends all of a proxy at once.
-func (s *stack) powerOff(ctx context.Context, i int) error {
-	err := s.cables(ctx, i, "down")
+func (s *stack) powerOff(i int) error {
 	for _, p := range s.daemons[i] {
 		_ = syscall.Kill(-p.Pid(), syscall.SIGKILL)
 	}
-	return err
+	return s.cables(i, false)
 }
 
 // kill ends what elects, as a crash would.
-func (s *stack) kill(_ context.Context, i int) error {
+func (s *stack) kill(i int) error {
 	return syscall.Kill(-s.daemons[i][0].Pid(), syscall.SIGKILL)
 }
 
 // terminate stops what elects in order.
-func (s *stack) terminate(_ context.Context, i int) error {
+func (s *stack) terminate(i int) error {
 	return s.daemons[i][0].Signal(syscall.SIGTERM)
 }
 
 // repair has a proxy run again, on standby.
-func (s *stack) repair(ctx context.Context, i int) error {
+func (s *stack) repair(i int) error {
 	s.stop(i)
-	if err := s.cables(ctx, i, "up"); err != nil {
+	if err := s.cables(i, true); err != nil {
 		return err
 	}
 	return s.launch(i, true)

@@ -32,6 +32,7 @@ type sizes struct {
 	rounds    int     // of the measurement of new connections
 	hold      time.Duration
 	parts     string
+	trace     bool
 	only      string // "": both stacks
 }
 
@@ -80,6 +81,7 @@ func main() {
 	flag.Var(&s.entries, "entries", "`numbers` of UDP flows with which CPU and memory are measured")
 	flag.DurationVar(&s.hold, "hold", 30*time.Second, "how long CPU is measured once all flows are there")
 	flag.StringVar(&s.only, "stack", "", "measure this `stack` alone: vpcproxy or keepalived")
+	flag.BoolVar(&s.trace, "trace", false, "print what the other proxy logs at each fault")
 	quick := flag.Bool("quick", false, "a try: fewer flows")
 	flag.Parse()
 	if *quick {

@@ -32,7 +32,7 @@ func print(all []*results, s sizes) {
 }
 
 func printFaults(t table, all []*results, s sizes) {
-	t.line("FAULT\tADVERTS\tSTACK\tTIMES\tDETECTION\tWORST\tUDP STALL\tWORST\tBEFORE\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST\tRESET\tNOTE")
+	t.line("FAULT\tADVERTS\tSTACK\tTIMES\tDETECTION\tWORST\tUDP STALL\tWORST\tBEFORE\tSILENCE\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST\tRESET\tNOTE")
 	for _, interval := range s.intervals {
 		for _, kind := range kinds {
 			for _, r := range all {
@@ -73,6 +73,7 @@ func printFault(t table, stack string, of []outcome) {
 	detection, latest := times(func(o outcome) time.Duration { return o.detection })
 	stall, longest := times(func(o outcome) time.Duration { return o.stall })
 	before, _ := times(func(o outcome) time.Duration { return o.before })
+	silence, _ := times(func(o outcome) time.Duration { return o.silence })
 	median, _ := times(func(o outcome) time.Duration { return o.median })
 	_, wait := times(func(o outcome) time.Duration { return o.longest })
 	note := ""
@@ -82,8 +83,8 @@ func printFault(t table, stack string, of []outcome) {
 	if anew > 0 {
 		note += fmt.Sprintf("the pair had to be started anew %d times", anew)
 	}
-	t.line("%s\t%v\t%s\t%d\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%d of %d\t%d\t%s",
-		of[0].fault, of[0].interval, stack, len(of), detection, latest, stall, longest, before, median, wait, lost, flows, resets, note)
+	t.line("%s\t%v\t%s\t%d\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%d of %d\t%d\t%s",
+		of[0].fault, of[0].interval, stack, len(of), detection, latest, stall, longest, before, silence, median, wait, lost, flows, resets, note)
 }
 
 func printRates(t table, all []*results) {

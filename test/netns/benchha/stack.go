@@ -180,11 +180,10 @@ func (s *stack) awaitServed(ctx context.Context) error {
 	})
 }
 
-// cables sets the other ends of a proxy's cables up or down, by programs that come
-// before the load: what they wait for is not what is measured.
-func (s *stack) cables(ctx context.Context, i int, state string) error {
-	line := fmt.Sprintf("nice -n %d ip link set %s %s", foremost, s.lab.Proxies[i].Name, state)
-	return errors.Join(s.lab.Router.Type(ctx, line), s.server().Type(ctx, line))
+// cables sets the other ends of a proxy's cables up or down.
+func (s *stack) cables(i int, up bool) error {
+	name := s.lab.Proxies[i].Name
+	return errors.Join(s.lab.Router.SetLink(name, up), s.server().SetLink(name, up))
 }
 
 // mac is a proxy's MAC address on the underlay.

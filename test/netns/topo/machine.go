@@ -194,6 +194,22 @@ func (m *Machine) up(link string) error {
 	return nil
 }
 
+// SetLink sets one of the machine's links up or down, by this process itself: a
+// program that did it would have to be started first.
+func (m *Machine) SetLink(link string, up bool) error {
+	if up {
+		return m.up(link)
+	}
+	l, err := m.links.LinkByName(link)
+	if err != nil {
+		return fmt.Errorf("%s: link %s: %w", m.Name, link, err)
+	}
+	if err := m.links.LinkSetDown(l); err != nil {
+		return fmt.Errorf("%s: set %s down: %w", m.Name, link, err)
+	}
+	return nil
+}
+
 // addAddress puts an address on one of the machine's links.
 func (m *Machine) addAddress(link string, address netip.Prefix) error {
 	l, err := m.links.LinkByName(link)
