@@ -90,6 +90,8 @@ func (silence) Announce(context.Context, string, kernel.Link, netip.Addr) error 
 func (silence) Ask(context.Context, string, kernel.Link, netip.Addr) (string, error) {
 	return "", nil
 }
+func (silence) Prepare(context.Context, string, kernel.Link) error { return nil }
+
 func (silence) Retain(map[string]bool) {}
 
 var (

@@ -37,6 +37,7 @@ func (s *Set) Run(ctx context.Context) error {
 	defer verify.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	s.prepare(ctx)
 	for {
 		if d, ok := s.due(); ok {
 			timer.Reset(d)
@@ -50,9 +51,19 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-timer.C:
 			s.tick(ctx)
 		case <-s.look:
+			s.prepare(ctx)
 			s.repair(ctx)
 		case <-verify.C:
 			s.repair(ctx)
+		}
+	}
+}
+
+// prepare has all ready to announce the addresses. What fails is told when they are.
+func (s *Set) prepare(ctx context.Context) {
+	for _, a := range s.Addresses() {
+		if _, l, err := s.link(ctx, a); err == nil && l.MAC != "" {
+			_ = s.opts.Wire.Prepare(ctx, a.Netns, l)
 		}
 	}
 }

@@ -21,8 +21,19 @@ import (
 // wire records announcements, and answers questions as told.
 type wire struct {
 	mu        sync.Mutex
+	prepared  map[string]bool // links
 	announced []string
 	answers   map[netip.Addr]string
+}
+
+func (w *wire) Prepare(_ context.Context, netns string, l kernel.Link) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.prepared == nil {
+		w.prepared = map[string]bool{}
+	}
+	w.prepared[netns+"/"+l.Name] = true
+	return nil
 }
 
 func (w *wire) Announce(_ context.Context, netns string, l kernel.Link, a netip.Addr) error {
@@ -345,6 +356,20 @@ func TestRunAnnouncesWhenTheLinkIsReady(t *testing.T) {
 	}
 	r.up(t, "", "eth0", true)
 	eventually(t, "a burst outside", func() bool { return r.wire.count(outer.Addr) >= 3 })
+}
+
+// A move must not wait for a socket to be opened in another namespace.
+func TestRunPreparesOnStandby(t *testing.T) {
+	r := newRig(t, nil)
+	run(t, r)
+	eventually(t, "prepared on all links", func() bool {
+		r.wire.mu.Lock()
+		defer r.wire.mu.Unlock()
+		return r.wire.prepared["/eth0"] && r.wire.prepared["vpx-red/eth1"]
+	})
+	if r.set.Holding() {
+		t.Error("the set is held")
+	}
 }
 
 func TestRunRepairs(t *testing.T) {

@@ -51,6 +51,9 @@ type Host interface {
 
 // Wire speaks for addresses on the links themselves.
 type Wire interface {
+	// Prepare opens what Announce needs on a link, so that a move need not. It is
+	// idempotent.
+	Prepare(ctx context.Context, netns string, link kernel.Link) error
 	// Announce tells everybody on a link that an address is at its MAC address.
 	Announce(ctx context.Context, netns string, link kernel.Link, addr netip.Addr) error
 	// Ask asks who has an address, and returns the first other MAC address

@@ -66,6 +66,12 @@ func (e *Ethernet) Close() error {
 	return nil
 }
 
+// Prepare implements Wire.
+func (e *Ethernet) Prepare(ctx context.Context, netns string, link kernel.Link) error {
+	_, err := e.port(ctx, place{netns, link.Index})
+	return err
+}
+
 // Announce implements Wire.
 func (e *Ethernet) Announce(ctx context.Context, netns string, link kernel.Link, addr netip.Addr) error {
 	mac, err := parseHardware(link.MAC)

@@ -156,6 +156,10 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o ou
 	o.before = echo.Gap()
 	from, to := t.active, 1-t.active
 	logged := len(t.daemons[to][0].Log())
+	// Right after an advert: the worst moment, and the same for all.
+	if err := t.advert(ctx, from, to); err != nil {
+		return o, err
+	}
 	start := time.Now()
 	if err := inject(t.stack, from); err != nil {
 		return o, err
@@ -193,6 +197,18 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o ou
 	o.median, o.longest, o.stall = r.Median, r.Longest, echo.Gap()
 	t.active = to
 	return o, t.repair(from)
+}
+
+// advert waits for the next advert of a proxy.
+func (t *trial) advert(ctx context.Context, from, to int) error {
+	for begin := time.Now(); ; wait(ctx, time.Millisecond) {
+		if last, ok := t.heard[to].Last(t.lab.Proxies[from].Underlay, time.Now()); ok && last.At.After(begin) {
+			return nil
+		}
+		if ctx.Err() != nil || time.Since(begin) > patience {
+			return fmt.Errorf("%s sends no adverts", t.lab.Proxies[from].Name)
+		}
+	}
 }
 
 // spent is the processor time of a proxy's daemons so far, and this program's.
