@@ -59,6 +59,7 @@ type trial struct {
 	flows int
 	trace bool
 	crowd *traffic.Crowd
+	pulse *traffic.Pulse
 	asker *traffic.Asker
 	heard [2]*traffic.Adverts // by proxy
 }
@@ -70,11 +71,6 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, z *sizes) (a
 	if err := s.start(ctx, true); err != nil {
 		return nil, err
 	}
-	server, err := traffic.Serve(s.server(), "red")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = server.Close() }()
 	t := &trial{stack: s, flows: z.flows, trace: z.trace}
 	// It only listens: who has the address is asked once in an hour.
 	if t.asker, err = traffic.StartAsker(s.lab.Router, "proxies", netip.MustParseAddr(outerVip), time.Hour); err != nil {
@@ -87,6 +83,10 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, z *sizes) (a
 		}
 		defer t.heard[i].Stop()
 	}
+	if t.pulse, err = traffic.StartPulse(s.pod(), s.server(), topo.ServerAddress, echoEvery, foremost); err != nil {
+		return nil, err
+	}
+	defer t.pulse.Stop()
 	defer t.disperse()
 	for range z.repeat {
 		for _, kind := range kinds {
@@ -143,17 +143,15 @@ func (t *trial) gather(ctx context.Context) (anew bool, err error) {
 }
 
 func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o outcome, err error) {
-	echo, err := traffic.StartStream(ctx, t.pod(), topo.ServerAddress, echoEvery)
-	if err != nil {
-		return o, err
-	}
-	defer echo.Stop(0)
+	settling := time.Now()
 	wait(ctx, settle)
 	if o.moved, err = t.findActive(ctx); err != nil {
 		return o, err
 	}
 	t.crowd.Forget()
-	o.before = echo.Gap()
+	if o.before, err = t.pulse.Longest(settling); err != nil {
+		return o, err
+	}
 	from, to := t.active, 1-t.active
 	logged := len(t.daemons[to][0].Log())
 	// Right after an advert: the worst moment, and the same for all.
@@ -194,7 +192,10 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o ou
 	}
 	r := t.crowd.Report()
 	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets
-	o.median, o.longest, o.stall = r.Median, r.Longest, echo.Gap()
+	o.median, o.longest = r.Median, r.Longest
+	if o.stall, err = t.pulse.Longest(start); err != nil {
+		return o, err
+	}
 	t.active = to
 	return o, t.repair(from)
 }

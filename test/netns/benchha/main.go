@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
 
 // sizes are what flags choose.
@@ -71,6 +73,10 @@ func (n *numbers) Set(list string) error {
 }
 
 func main() {
+	if err := traffic.RunPulse(); err != nil {
+		fmt.Fprintln(os.Stderr, "benchha:", err)
+		os.Exit(1)
+	}
 	s := sizes{intervals: durations{100 * time.Millisecond, 30 * time.Millisecond}, entries: numbers{10000, 100000}}
 	flag.StringVar(&s.parts, "parts", "faults,rates,loads", "`what` to measure, of these three")
 	flag.IntVar(&s.flows, "flows", 10000, "established TCP `connections` during the faults")
