@@ -21,6 +21,10 @@ const (
 	maxSnapshot = 64 << 20
 	// maxRequest bounds what a server accepts.
 	maxRequest = 4 << 20
+	// compressFrom is the size from which answers are compressed. A smaller one
+	// fits into a packet anyway, and clearing a compressor's tables for it took a
+	// quarter of a pod's binding.
+	compressFrom = 1 << 10
 )
 
 // pings find a peer that a silent network keeps from answering: a connection
@@ -85,5 +89,5 @@ func ClientOptions() connect.ClientOption {
 
 // HandlerOptions are for every Connect handler.
 func HandlerOptions() connect.HandlerOption {
-	return connect.WithReadMaxBytes(maxRequest)
+	return connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(compressFrom))
 }

@@ -9,14 +9,19 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/vpcproxy/vpcproxy/internal/pki"
 )
@@ -458,5 +463,23 @@ func TestServeEndsStreams(t *testing.T) {
 	}
 	if err := Serve(t.Context(), h, quiet, l); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Serve on a closed listener: %v", err)
+	}
+}
+
+// Answers are compressed where that gains something.
+func TestCompression(t *testing.T) {
+	const procedure = "/test.Echo/Echo"
+	h := connect.NewUnaryHandler(procedure, func(_ context.Context, r *connect.Request[wrapperspb.StringValue]) (*connect.Response[wrapperspb.StringValue], error) {
+		return connect.NewResponse(r.Msg), nil
+	}, HandlerOptions())
+	for want, size := range map[string]int{"": compressFrom / 2, "gzip": compressFrom * 2} {
+		r := httptest.NewRequest(http.MethodPost, procedure, strings.NewReader(strconv.Quote(strings.Repeat("a", size))))
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Accept-Encoding", "gzip")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if got := w.Header().Get("Content-Encoding"); w.Code != http.StatusOK || got != want {
+			t.Errorf("an answer of %d bytes is encoded as %q, want %q (status %d)", size, got, want, w.Code)
+		}
 	}
 }
