@@ -10,10 +10,10 @@
 //	map steer4_<s>_<d>, steer6_<s>_<d>     source/s . destination/d : go to a mark chain, or to refuse
 //	map zones                              input interface : go to a zone chain
 //	counter unknown_peer, forged_gre
-//	chain gre_prerouting   prerouting, raw:    GRE to an endpoint is judged by chain gre
+//	chain prerouting       prerouting, raw:    GRE is judged by chain gre; zones; then one lookup per pair
+//	                                           of prefix lengths
 //	chain gre_output       output, raw:        GRE from an endpoint is not tracked
 //	chain gre_forward      forward, filter:    nobody behind us speaks GRE to our peers
-//	chain steer            prerouting, raw:    zones, then one lookup per pair of prefix lengths
 //	chain gre, mark_<mark>_<mask>[_<zone>], zone_<zone>, refuse
 //
 // Steering comes before connection tracking (raw, not mangle), because it says

@@ -327,7 +327,7 @@ func TestNoStrangerPassesDuringARepair(t *testing.T) {
 	sent := flood(func() { out.send(bad) }, func() {
 		repeat(func() {
 			// Edits that open nothing by themselves.
-			m.nft("own", "add rule inet vpcproxy gre_prerouting accept; add rule inet vpcproxy gre accept; add rule inet vpcproxy gre_forward accept")
+			m.nft("own", "add rule inet vpcproxy prerouting accept; add rule inet vpcproxy gre accept; add rule inet vpcproxy gre_forward accept")
 			m.apply(ts, "", nft.Change{})
 		})
 		m.alternate(ts, nft.Change{AddPeers: []nft.Peer{keyed}}, nft.Change{DeletePeers: []nft.Peer{keyed}})

@@ -21,11 +21,10 @@ const (
 	setPeersNoKey = "peers4_nokey"
 	setRemotes    = "remotes4"
 
-	chainPrerouting = "gre_prerouting"
+	chainPrerouting = "prerouting"
 	chainOutput     = "gre_output"
 	chainForward    = "gre_forward"
 	chainGRE        = "gre"
-	chainSteer      = "steer"
 )
 
 // setDef defines a set: of keys, or a map of keys to verdicts.
@@ -84,9 +83,7 @@ func newSkeleton(p parts) skeleton {
 			setPeersNoKey: {key: typePair4},
 		},
 		chains: map[string]chainDef{
-			chainPrerouting: {hook: nftables.ChainHookPrerouting, prio: nftables.ChainPriorityRaw, rules: []rule{
-				join(isGRE4(), inSet(ip4Dst(1), setEndpoints), verdict(expr.VerdictGoto, chainGRE)),
-			}},
+			chainPrerouting: {hook: nftables.ChainHookPrerouting, prio: nftables.ChainPriorityRaw, rules: preroutingRules(p)},
 			chainOutput: {hook: nftables.ChainHookOutput, prio: nftables.ChainPriorityRaw, rules: []rule{
 				join(isGRE4(), inSet(ip4Src(), setEndpoints), rule{&expr.Notrack{}}),
 			}},
@@ -95,8 +92,7 @@ func newSkeleton(p parts) skeleton {
 			chainForward: {hook: nftables.ChainHookForward, prio: nftables.ChainPriorityFilter, rules: []rule{
 				join(isGRE4(), inSet(ip4Dst(1), setRemotes), drop(CounterForged)),
 			}},
-			chainGRE:   {rules: greRules()},
-			chainSteer: {hook: nftables.ChainHookPrerouting, prio: nftables.ChainPriorityRaw, rules: append(zoneRules(p.links), steerRules(p.maps)...)},
+			chainGRE: {rules: greRules()},
 		},
 	}
 	if p.links {
@@ -118,34 +114,63 @@ func newSkeleton(p parts) skeleton {
 	return s
 }
 
-// greRules judge GRE to an endpoint. What is not exactly as our devices send
-// it is dropped before the kernel could decapsulate it, or answer a wrong key
-// with an ICMP error that tells right keys from wrong ones.
+// The first four bytes of a GRE header (RFC 2784 and 2890): flags, version 0,
+// protocol type. The only flag of a keyed packet is K; checksum and sequence
+// number are never set by us.
+const (
+	greKeyed    = 0x20000000
+	greIPv4     = unix.ETH_P_IP
+	greIPv6     = unix.ETH_P_IPV6
+	greMeasures = unix.ETH_P_802_EX1 // measures the way (package echo)
+)
+
+// preroutingRules are all that a packet meets before connection tracking: one
+// chain, because most of what a chain costs a packet is to enter it.
+func preroutingRules(p parts) []rule {
+	return slices.Concat(
+		[]rule{join(isGRE4(), verdict(expr.VerdictJump, chainGRE))},
+		zoneRules(p.links),
+		steerRules(p.maps),
+	)
+}
+
+// greRules judge GRE. What nearly all of it is comes first: a peer's IPv4 with its
+// key, to an endpoint as every peer's. What else goes to an endpoint and is not
+// exactly as our devices send it is dropped before the kernel could decapsulate it,
+// or answer a wrong key with an ICMP error that tells right keys from wrong ones.
 func greRules() []rule {
-	// The first four bytes (RFC 2784 and 2890): flags, version 0, protocol
-	// type. The only flag of a keyed packet is K; checksum and sequence number
-	// are never set by us. What is neither IPv4 nor IPv6 measures the way (package
-	// echo), and stands last.
-	const keyed, ipv4, ipv6, measures = 0x20000000, unix.ETH_P_IP, unix.ETH_P_IPV6, unix.ETH_P_802_EX1
-	rules := []rule{
-		// A later fragment has no GRE header to look at. The mask leaves out DF
-		// and the reserved bit.
-		join(rule{
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: 2},
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
-		}, drop(CounterUnknownPeer)),
+	return []rule{
+		join(fragment(expr.CmpOpEq), peerKey(greIPv4)),
+		join(ip4Dst(1), rule{&expr.Lookup{SourceRegister: 1, SetName: setEndpoints, Invert: true}}, verdict(expr.VerdictReturn, "")),
+		join(fragment(expr.CmpOpNeq), drop(CounterUnknownPeer)),
+		peerNoKey(greIPv4),
+		peerKey(greIPv6), peerNoKey(greIPv6),
+		peerKey(greMeasures), peerNoKey(greMeasures),
+		drop(CounterUnknownPeer),
 	}
-	for _, protocol := range []uint32{ipv4, ipv6, measures} {
-		rules = append(rules,
-			join(greHeader(keyed|protocol), ip4Src(), ip4Dst(reg32(1)),
-				rule{&expr.Payload{DestRegister: reg32(2), Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 4}},
-				inSet(nil, setPeers), rule{&expr.Notrack{}}, verdict(expr.VerdictAccept, "")),
-			join(greHeader(protocol), ip4Src(), ip4Dst(reg32(1)),
-				inSet(nil, setPeersNoKey), rule{&expr.Notrack{}}, verdict(expr.VerdictAccept, "")),
-		)
+}
+
+// peerKey admits what a peer sends with its key.
+func peerKey(protocol uint32) rule {
+	return join(greHeader(greKeyed|protocol), ip4Src(), ip4Dst(reg32(1)),
+		rule{&expr.Payload{DestRegister: reg32(2), Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 4}},
+		inSet(nil, setPeers), rule{&expr.Notrack{}}, verdict(expr.VerdictAccept, ""))
+}
+
+// peerNoKey admits what a peer without a key sends.
+func peerNoKey(protocol uint32) rule {
+	return join(greHeader(protocol), ip4Src(), ip4Dst(reg32(1)),
+		inSet(nil, setPeersNoKey), rule{&expr.Notrack{}}, verdict(expr.VerdictAccept, ""))
+}
+
+// fragment compares fragment offset and MF with none: a later fragment has no GRE
+// header to look at. The mask leaves out DF and the reserved bit.
+func fragment(op expr.CmpOp) rule {
+	return rule{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: op, Register: 1, Data: []byte{0, 0}},
 	}
-	return append(rules, drop(CounterUnknownPeer))
 }
 
 // steerRules look a packet up in one map after the other; a mark chain ends

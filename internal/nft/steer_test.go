@@ -184,13 +184,20 @@ func (m *machine) alternate(ts *nft.Tables, a, b nft.Change) {
 	})
 }
 
+// olderChains do in two chains what one does now.
+const olderChains = `
+	add chain inet vpcproxy gre_prerouting { type filter hook prerouting priority raw; }
+	add rule inet vpcproxy gre_prerouting meta nfproto ipv4 meta l4proto gre ip daddr @endpoints4 goto gre
+	add chain inet vpcproxy steer { type filter hook prerouting priority raw; }
+	add rule inet vpcproxy steer meta nfproto ipv4 ip saddr . ip daddr & 255.255.255.0 vmap @steer4_32_24`
+
 func TestNoPacketIsUnmarkedWhileOthersChange(t *testing.T) {
 	m := steered(t)
 	ts := m.tables("own")
 	constant := match("10.244.1.5/32", "172.16.101.0/24")
 	m.apply(ts, "", nft.Change{AddSteers: map[nft.Match]nft.Mark{constant: red}})
 	sibling, shorter := match("10.244.1.6/32", "172.16.101.0/24"), match("10.244.0.0/16", "172.16.101.0/24")
-	edit := func() { m.nft("own", "add rule inet vpcproxy steer accept") }
+	edit := func() { m.nft("own", "add rule inet vpcproxy prerouting accept") }
 	for name, work := range map[string]func(){
 		"siblings": func() {
 			m.alternate(ts, nft.Change{AddSteers: map[nft.Match]nft.Mark{sibling: blue}}, nft.Change{DeleteSteers: []nft.Match{sibling}})
@@ -210,6 +217,13 @@ func TestNoPacketIsUnmarkedWhileOthersChange(t *testing.T) {
 		"foreign objects": func() {
 			repeat(func() {
 				m.nft("own", "add counter inet vpcproxy foreign; add chain inet vpcproxy foreign; add set inet vpcproxy foreign { type mark; }")
+				m.apply(ts, "", nft.Change{})
+			})
+		},
+		"an older agent's chains": func() {
+			repeat(func() {
+				m.nft("own", olderChains)
+				m.nft("own", "delete chain inet vpcproxy prerouting")
 				m.apply(ts, "", nft.Change{})
 			})
 		},

@@ -73,6 +73,9 @@ func (c *conn) edit(tx transaction) error {
 			return err
 		}
 	}
+	if err := c.addBases(want, have); err != nil {
+		return err
+	}
 	c.addCounters(slices.DeleteFunc(slices.Clone(counterNames), have.counts), nil)
 	newSets, newChains := missing(have.sets, want.sets), missing(have.chains, want.chains)
 	if err := c.addSets(want, newSets); err != nil {
@@ -81,8 +84,8 @@ func (c *conn) edit(tx transaction) error {
 	oldSets, oldChains := missing(want.sets, have.sets), missing(want.chains, have.chains)
 	c.addChains(want, newChains)
 	rewrite := slices.Collect(maps.Keys(have.edited))
-	if len(newSets)+len(oldSets) > 0 && !have.edited[chainSteer] && !slices.Contains(newChains, chainSteer) {
-		rewrite = append(rewrite, chainSteer)
+	if len(newSets)+len(oldSets) > 0 && !have.edited[chainPrerouting] && !slices.Contains(newChains, chainPrerouting) {
+		rewrite = append(rewrite, chainPrerouting)
 	}
 	c.flushChains(oldChains)
 	c.flushChains(rewrite)
@@ -121,6 +124,30 @@ func (c *conn) addTargets(want skeleton, have *state) error {
 			c.addRules(want, []string{name})
 			have.chains[name] = actualChain{}
 		}
+	}
+	return c.Flush()
+}
+
+// addBases adds missing base chains in a transaction before that in which base
+// chains of another layout go, as an older agent's: the kernel takes those off
+// their hooks at once, and a packet that has passed the hook of a chain whose rules
+// come with the same commit would meet neither.
+func (c *conn) addBases(want skeleton, have *state) error {
+	based := func(name string) bool { return have.chains[name].Chain != nil && have.chains[name].Hooknum != nil }
+	if !slices.ContainsFunc(missing(want.chains, have.chains), based) {
+		return nil
+	}
+	sets, chains := missing(have.sets, want.sets), missing(have.chains, want.chains)
+	if err := c.addSets(want, sets); err != nil {
+		return err
+	}
+	c.addChains(want, chains)
+	c.addRules(want, chains)
+	for _, name := range sets {
+		have.sets[name] = want.sets[name]
+	}
+	for _, name := range chains {
+		have.chains[name] = actualChain{}
 	}
 	return c.Flush()
 }

@@ -78,13 +78,13 @@ func TestRemoveCommands(t *testing.T) {
 	want := `ip6tables -t filter -D FORWARD -m comment --comment "vpcproxy: guarded links" -j VPCPROXY-FORWARD
 ip6tables -t filter -F VPCPROXY-FORWARD
 ip6tables -t filter -X VPCPROXY-FORWARD
-ip6tables -t mangle -D FORWARD -m comment --comment "vpcproxy: TCP segment size" -j VPCPROXY-MSS
+ip6tables -t mangle -D FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -m comment --comment "vpcproxy: TCP segment size" -j VPCPROXY-MSS
 ip6tables -t mangle -F VPCPROXY-MSS
 ip6tables -t mangle -X VPCPROXY-MSS
 iptables -t filter -D FORWARD -m comment --comment "vpcproxy: guarded links" -j VPCPROXY-FORWARD
 iptables -t filter -F VPCPROXY-FORWARD
 iptables -t filter -X VPCPROXY-FORWARD
-iptables -t mangle -D FORWARD -m comment --comment "vpcproxy: TCP segment size" -j VPCPROXY-MSS
+iptables -t mangle -D FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -m comment --comment "vpcproxy: TCP segment size" -j VPCPROXY-MSS
 iptables -t mangle -F VPCPROXY-MSS
 iptables -t mangle -X VPCPROXY-MSS
 iptables -t nat -D POSTROUTING -m comment --comment "vpcproxy: source NAT" -j VPCPROXY-POSTROUTING

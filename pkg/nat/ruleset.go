@@ -162,7 +162,7 @@ func (c Chain) Place() Place {
 	case Masq:
 		return Place{Table: "nat", Hook: "POSTROUTING", Comment: "vpcproxy: masquerade", Match: NotToThisMachine, Last: true}
 	case MSS:
-		return Place{Table: "mangle", Hook: "FORWARD", Comment: "vpcproxy: TCP segment size"}
+		return Place{Table: "mangle", Hook: "FORWARD", Comment: "vpcproxy: TCP segment size", Match: Opening}
 	case Input:
 		return Place{Table: "filter", Hook: "INPUT", Comment: "vpcproxy: guarded links"}
 	case Forward:
@@ -173,6 +173,11 @@ func (c Chain) Place() Place {
 
 // NotToThisMachine matches packets to addresses that are not this machine's.
 const NotToThisMachine = "-m addrtype ! --dst-type LOCAL"
+
+// Opening matches TCP segments that open a connection. The rules of the chain match
+// no others; asked for once, before the jump, it costs all other packets a percent
+// less of their time.
+const Opening = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
 
 // State selects packets by what conntrack knows of them.
 type State string
@@ -251,7 +256,7 @@ func (r Rule) String() string {
 		opt("-o %s", r.Out)
 	}
 	if r.SYN {
-		opt("-p tcp -m tcp --tcp-flags SYN,RST SYN")
+		opt(Opening)
 	}
 	if r.ICMPv6 != 0 {
 		opt("-p ipv6-icmp -m icmp6 --icmpv6-type %d", r.ICMPv6)

@@ -104,7 +104,7 @@ func TestTamperedSteersAreMissing(t *testing.T) {
 		"unwanted": func() error { return s.Delete(t.Context(), desired.SteerKey{}, desired.Steer{}) },
 	} {
 		ok(t, s.UpsertBatch(t.Context(), steerItems(want))...)
-		m.NFT(t, "", "flush chain inet vpcproxy steer")
+		m.NFT(t, "", "flush chain inet vpcproxy prerouting")
 		expectSteers(t, s, steerSet{{}: {}})
 		if err := repair(); err != nil {
 			t.Fatalf("%s: %v", name, err)

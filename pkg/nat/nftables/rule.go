@@ -57,7 +57,11 @@ func headerOf(f nat.Family) header {
 	return header{12, 16, 4}
 }
 
-// notToThisMachine is the first rule of a chain whose place has that match.
+// passesOver says whether a chain passes over packets to this machine. The other
+// matches of places are in the rules, too, and need nothing before them.
+func passesOver(c nat.Chain) bool { return c.Place().Match == nat.NotToThisMachine }
+
+// notToThisMachine is the first rule of such a chain.
 func notToThisMachine() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},

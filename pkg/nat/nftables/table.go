@@ -82,7 +82,7 @@ func (t *table) report(f nat.Family, out *nat.RuleSet) {
 // stands for the match of its place.
 func (t *table) chainRules(k nat.Key) (rules []nat.Rule, fault string) {
 	rules = []nat.Rule{}
-	guarded := k.Chain.Place().Match == ""
+	guarded := !passesOver(k.Chain)
 	for _, r := range t.rules {
 		if r.Chain != bases[k.Chain].name {
 			continue
@@ -178,7 +178,7 @@ func place(c *nftables.Conn, k nat.Key, want []nat.Rule) {
 	policy, priority := nftables.ChainPolicyAccept, b.priority
 	own := &nftables.Chain{Table: handle(k.Family), Name: b.name, Type: b.kind, Hooknum: b.hook, Priority: &priority, Policy: &policy}
 	c.AddChain(own)
-	if k.Chain.Place().Match != "" {
+	if passesOver(k.Chain) {
 		c.AddRule(&nftables.Rule{Table: own.Table, Chain: own, Exprs: notToThisMachine(), UserData: nft.CommentData(localComment)})
 	}
 	for _, r := range want {
