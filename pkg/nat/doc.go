@@ -45,7 +45,7 @@
 // conntrack does not track them, and without them no IPv6 address works (RFC
 // 4890 section 4.4.1). Router advertisements are not: our routes are static.
 //
-// FORWARD again, TCP SYN and SYN-ACK (MSS): for a desired.Clamp the segment size
+// FORWARD again, TCP SYN and SYN-ACK, which alone are passed to the chain (MSS): for a desired.Clamp the segment size
 // announced through the link, in both directions, is lowered to what fits its
 // MTU: MTU-40 with IPv4, MTU-60 with IPv6 (headers of 20 or 40 bytes, and 20 for
 // TCP: RFC 9293 section 3.7.1). A size is set rather than derived from the path

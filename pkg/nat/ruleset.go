@@ -174,9 +174,8 @@ func (c Chain) Place() Place {
 // NotToThisMachine matches packets to addresses that are not this machine's.
 const NotToThisMachine = "-m addrtype ! --dst-type LOCAL"
 
-// Opening matches TCP segments that open a connection. The rules of the chain match
-// no others; asked for once, before the jump, it costs all other packets a percent
-// less of their time.
+// Opening matches TCP segments that open a connection. The rules of MSS match no
+// others; asked for before the jump, it spares all other packets the chain.
 const Opening = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
 
 // State selects packets by what conntrack knows of them.

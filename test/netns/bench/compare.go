@@ -24,7 +24,7 @@ import (
 // its equal for as long as it lasts.
 const (
 	builds = 6
-	rounds = 200 // on each build
+	rounds = 300 // on each build
 )
 
 // figures are the columns, each with a ratio of which more is better.
