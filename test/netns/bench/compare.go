@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -129,7 +127,8 @@ func printPaths(results [][]result) error {
 				}
 				ratios = append(ratios, ratio)
 			}
-			_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", median(ratios), uncertainty(ratios))
+			low, high := medianWithin(ratios)
+			_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", median(ratios), (high-low)/2)
 		}
 		_, _ = fmt.Fprintln(table)
 	}
@@ -138,15 +137,4 @@ func printPaths(results [][]result) error {
 		return err
 	}
 	return table.Flush()
-}
-
-// uncertainty is half of the median's 95 % confidence interval: so many places
-// from the middle of the sorted values that a coin tossed as often as there are
-// values falls between them (David and Nagaraja, Order Statistics, 7.1).
-func uncertainty(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	n := float64(len(sorted))
-	aside := 1.96 * math.Sqrt(n) / 2
-	low, high := int(math.Floor(n/2-aside)), int(math.Ceil(n/2+aside))
-	return (sorted[min(len(sorted)-1, high)] - sorted[max(0, low)]) / 2
 }

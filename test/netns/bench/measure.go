@@ -17,9 +17,6 @@ import (
 // The measurements use blocking sockets on threads of their own: what is
 // measured is the kernel's path, not a scheduler's.
 
-// sample is how long one measurement takes, unless there are many.
-const sample = 700 * time.Millisecond
-
 // result is one round of measurements of a path.
 type result struct {
 	throughput  float64 // bit/s, one TCP stream, as received
