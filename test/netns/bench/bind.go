@@ -13,16 +13,17 @@ import (
 
 	rpc "connectrpc.com/connect"
 
+	"github.com/vpcproxy/vpcproxy/internal/api/transport"
 	apiv1 "github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1"
 	"github.com/vpcproxy/vpcproxy/internal/api/vpcproxyv1alpha1/vpcproxyv1alpha1connect"
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 )
 
 const (
-	// bindMode is the argument with which this program measures bindings, and
+	// bindMode is the argument with which this program measures bindings,
 	// callsMode the one for their time alone, which needs no tunnel and so any
-	// kernel.
-	bindMode, callsMode = "bind", "bind-calls"
+	// kernel, and crowdsMode the one for what they cost a packet alone.
+	bindMode, callsMode, crowdsMode = "bind", "bind-calls", "bind-crowds"
 	// bindPatience bounds each half of it.
 	bindPatience = 15 * time.Minute
 )
@@ -71,7 +72,9 @@ type boundHost struct {
 	*topo.Host
 	agent vpcproxyv1alpha1connect.BindServiceClient
 	http  *http.Client // at the agent's metrics
-	bound int          // pods that are bound: the host's own, and those of the crowd
+	// socket is the agent's, as it is seen from outside of the host's mounts.
+	socket transport.Address
+	bound  int // pods that are bound: the host's own, and those of the crowd
 }
 
 // buildBound makes a lab with intent for its machines; files are its own.
@@ -96,10 +99,15 @@ func startBound(ctx context.Context, files, source string, host *topo.Host) (*bo
 	); err != nil {
 		return nil, err
 	}
-	if _, err := startAgent(host.Machine, files, "roles: [function]", source, "bind: {linger: 0s}", "metrics: {address: "+metricsAddress+"}"); err != nil {
+	process, err := startAgent(host.Machine, files, "roles: [function]", source, "bind: {linger: 0s}", "metrics: {address: "+metricsAddress+"}")
+	if err != nil {
 		return nil, err
 	}
-	b := &boundHost{Host: host, http: &http.Client{Transport: &http.Transport{DialContext: dialFrom(host.Machine.InNetwork, "tcp", metricsAddress)}}}
+	socket, err := transport.ParseAddress(fmt.Sprintf("unix:///proc/%d/root/run/vpcproxy/node.sock", process.Pid()))
+	if err != nil {
+		return nil, err
+	}
+	b := &boundHost{Host: host, socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dialFrom(host.Machine.InNetwork, "tcp", metricsAddress)}}}
 	b.agent = vpcproxyv1alpha1connect.NewBindServiceClient(
 		&http.Client{Transport: &http.Transport{DialContext: dialFrom(host.Do, "unix", "/run/vpcproxy/node.sock")}}, "http://node")
 	for b.bind(ctx, pod.Address, "red") != nil {
@@ -124,7 +132,22 @@ func dialFrom(within func(func() error) error, network, address string) func(con
 }
 
 func (b *boundHost) bind(ctx context.Context, pod netip.Addr, attachment string) error {
-	_, err := b.agent.Bind(ctx, rpc.NewRequest(&apiv1.BindRequest{PodIp: pod.String(), Attachments: []string{attachment}}))
+	return bindBy(ctx, b.agent, pod, attachment)
+}
+
+// bindAnew binds by a connection of its own, as a plugin does that is started
+// for each pod.
+func (b *boundHost) bindAnew(ctx context.Context, pod netip.Addr, attachment string) error {
+	c, err := transport.NewClient(b.socket, nil)
+	if err != nil {
+		return err
+	}
+	defer c.HTTP.CloseIdleConnections()
+	return bindBy(ctx, vpcproxyv1alpha1connect.NewBindServiceClient(c.HTTP, c.BaseURL, transport.ClientOptions()), pod, attachment)
+}
+
+func bindBy(ctx context.Context, agent vpcproxyv1alpha1connect.BindServiceClient, pod netip.Addr, attachment string) error {
+	_, err := agent.Bind(ctx, rpc.NewRequest(&apiv1.BindRequest{PodIp: pod.String(), Attachments: []string{attachment}}))
 	return err
 }
 

@@ -23,9 +23,9 @@ import (
 )
 
 const (
-	// warmBinds and coldBinds are how often a binding is timed at each number
-	// of pods.
-	warmBinds, coldBinds = 1000, 15
+	// warmBinds, newBinds and coldBinds are how often a binding is timed at each
+	// number of pods.
+	warmBinds, newBinds, coldBinds = 1000, 200, 15
 	// aim is what a warm binding should stay below in 99 of 100.
 	aim = 2 * time.Millisecond
 )
@@ -35,6 +35,7 @@ const (
 const (
 	emptyCall = iota
 	warmBind
+	newBind // by a connection of its own
 	unbindCall
 	coldBind
 	callKinds
@@ -59,7 +60,7 @@ func benchCalls(ctx context.Context, files string) error {
 		return err
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "BOUND PODS\tEMPTY CALL p50\tp99\tWARM BIND p50\tp99\tWITHIN "+strings.ToUpper(aim.String())+"\tTHE AGENT'S PART p99\tWITHIN\tUNBIND p50\tp99\tCOLD BIND p50\tp99")
+	_, _ = fmt.Fprintln(table, "BOUND PODS\tEMPTY CALL p50\tp99\tWARM BIND p50\tp99\tWITHIN "+strings.ToUpper(aim.String())+"\tTHE AGENT'S PART p99\tWITHIN\tBY A NEW CONNECTION p50\tp99\tUNBIND p50\tp99\tCOLD BIND p50\tp99")
 	for _, n := range crowds {
 		if err := b.printCalls(ctx, table, n); err != nil {
 			return err
@@ -73,6 +74,10 @@ func (b *boundHost) printCalls(ctx context.Context, table *tabwriter.Writer, n i
 	if err := b.gather(ctx, n); err != nil {
 		return err
 	}
+	// Our own garbage is not collected meanwhile: a plugin that binds a pod ends
+	// long before it would.
+	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var took callTimes
 	before, err := b.bindHistogram(ctx)
 	if err != nil {
@@ -85,7 +90,7 @@ func (b *boundHost) printCalls(ctx context.Context, table *tabwriter.Writer, n i
 	if err != nil {
 		return err
 	}
-	if err := b.timeCold(ctx, &took); err != nil {
+	if err := errors.Join(b.timeNew(ctx, &took), b.timeCold(ctx, &took)); err != nil {
 		return err
 	}
 	for _, all := range took {
@@ -99,8 +104,8 @@ func (b *boundHost) printCalls(ctx context.Context, table *tabwriter.Writer, n i
 		return fmt.Sprintf("%v\t%v", at(took[kind], 50), at(took[kind], 99))
 	}
 	within, _ := slices.BinarySearch(took[warmBind], aim)
-	_, err = fmt.Fprintf(table, "%d\t%s\t%s\t%.1f %%\t≤ %v\t%.1f %%\t%s\t%s\n", n, percentiles(emptyCall), percentiles(warmBind),
-		100*float64(within)/warmBinds, inside.bound(0.99), 100*inside.within(aim), percentiles(unbindCall), percentiles(coldBind))
+	_, err = fmt.Fprintf(table, "%d\t%s\t%s\t%.1f %%\t≤ %v\t%.1f %%\t%s\t%s\t%s\n", n, percentiles(emptyCall), percentiles(warmBind),
+		100*float64(within)/warmBinds, inside.bound(0.99), 100*inside.within(aim), percentiles(newBind), percentiles(unbindCall), percentiles(coldBind))
 	return err
 }
 
@@ -127,10 +132,6 @@ func (b *boundHost) timeWarm(ctx context.Context, took *callTimes) error {
 			return err
 		}
 	}
-	// Our own garbage is not collected meanwhile: a plugin that binds a pod ends
-	// long before it would.
-	runtime.GC()
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	for i := range warmBinds {
 		pod := extraPod(i)
 		if err := errors.Join(
@@ -138,6 +139,20 @@ func (b *boundHost) timeWarm(ctx context.Context, took *callTimes) error {
 			took.time(warmBind, func() error { return b.bind(ctx, pod, "red") }),
 			took.time(unbindCall, unbind(pod, true)),
 		); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// timeNew times one more pod, by a connection of its own.
+func (b *boundHost) timeNew(ctx context.Context, took *callTimes) error {
+	for i := range newBinds {
+		pod := extraPod(i)
+		if err := took.time(newBind, func() error { return b.bindAnew(ctx, pod, "red") }); err != nil {
+			return err
+		}
+		if _, err := b.unbind(ctx, pod); err != nil {
 			return err
 		}
 	}

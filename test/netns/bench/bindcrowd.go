@@ -4,25 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 )
 
-const (
-	// crowdRounds is how often two hosts are compared; each round measures
-	// both twice.
-	crowdRounds = 25
-	// crowdSample is how long a measurement takes there: the shorter, the more
-	// alike is what else goes on during the two that are compared.
-	crowdSample = 150 * time.Millisecond
-)
+// crowdRounds is how often two hosts are compared; each round measures both twice.
+const crowdRounds = 1000
 
 // crowdBench compares two hosts that differ in the number of their pods.
 type crowdBench struct {
@@ -30,9 +20,10 @@ type crowdBench struct {
 	one, many *boundHost
 }
 
-// benchCrowds measures what a crowd of bound pods costs a packet. Two hosts that
-// are alike are compared first: how far their ratio is from 1 tells how far the
-// others can be trusted.
+// benchCrowds measures what a crowd of bound pods costs a packet on its way from
+// one of them. Two hosts that are alike are compared first, for one of them is
+// always a little faster, by where the kernel has put what it needs; and once more
+// at the end, which tells how far the others can be trusted.
 func benchCrowds(ctx context.Context, files string) error {
 	ctx, cancel := context.WithTimeout(ctx, bindPatience)
 	defer cancel()
@@ -61,27 +52,37 @@ func benchCrowds(ctx context.Context, files string) error {
 // for each pod (from POD to CIDR), instead.
 func (b *crowdBench) compare(ctx context.Context) error {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "\nON A HOST, TO ANOTHER WITH 1\tTHROUGHPUT\t\tREQUEST\t\tCONNECTIONS\t")
+	_, _ = fmt.Fprintln(table, "\nON A HOST, TO ANOTHER WITH 1\tTHROUGHPUT\tREQUEST\tCONNECTIONS")
 	var single []result
+	alike := make([]float64, len(figures))
 	line := func(name string) error {
 		one, many, err := b.rounds(ctx)
 		if err != nil {
 			return err
 		}
 		single = append(single, one...)
-		_, err = fmt.Fprintln(table, name+ratios(many, one))
+		_, _ = fmt.Fprint(table, name)
+		for i, f := range figures {
+			all := ratios(many, one, f.of, f.inverse)
+			if alike[i] == 0 {
+				alike[i] = median(all)
+				_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", alike[i], uncertainty(all))
+			} else {
+				_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", median(all)/alike[i], uncertainty(all)/alike[i])
+			}
+		}
+		_, err = fmt.Fprintln(table)
 		return err
 	}
-	for _, n := range crowds {
-		name := fmt.Sprintf("%d bound pods", n)
-		if n == b.one.bound {
-			name = "1 bound pod (both alike)"
-		}
-		if err := errors.Join(b.many.gather(ctx, n), line(name)); err != nil {
+	if err := line("1 bound pod, before: the hosts themselves"); err != nil {
+		return err
+	}
+	for _, n := range crowds[1:] {
+		if err := errors.Join(b.many.gather(ctx, n), line(fmt.Sprintf("%d bound pods", n))); err != nil {
 			return err
 		}
 	}
-	if err := b.many.gather(ctx, 1); err != nil {
+	if err := errors.Join(b.many.gather(ctx, 1), line("1 bound pod, again")); err != nil {
 		return err
 	}
 	for _, n := range crowds[1:] {
@@ -91,59 +92,48 @@ func (b *crowdBench) compare(ctx context.Context) error {
 	}
 	_, _ = fmt.Fprint(table, "the host with 1, medians")
 	for _, f := range figures {
-		_, _ = fmt.Fprintf(table, "\t%.0f %s\t", median(values(single, f.of))*f.scale, f.unit)
+		_, _ = fmt.Fprintf(table, "\t%.0f %s", median(values(single, f.of))*f.scale, f.unit)
 	}
-	_, _ = fmt.Fprintf(table, "\n\n(medians of %d rounds of %v each, and where they are with 95 %% confidence; above 1 is better)\n", crowdRounds, crowdSample)
+	_, _ = fmt.Fprintf(table, "\n\n(medians of %d rounds in turn, ± is for 95 %%; all but the first as parts of the first; above 1 is better)\n", crowdRounds)
 	return table.Flush()
 }
 
 // rounds measures both hosts, in the order one, many, many, one, so that what
 // changes slowly changes both alike.
 func (b *crowdBench) rounds(ctx context.Context) (one, many []result, err error) {
-	for range crowdRounds {
-		for _, turn := range []struct {
-			host *boundHost
-			into *[]result
-		}{{b.one, &one}, {b.many, &many}, {b.many, &many}, {b.one, &one}} {
-			if err := ctx.Err(); err != nil {
-				return nil, nil, err
-			}
-			r, err := measure(turn.host.Pods[0].Machine, b.lab.VPCs["red"].Machine, topo.ServerAddress, crowdSample)
-			if err != nil {
-				return nil, nil, err
-			}
-			*turn.into = append(*turn.into, r)
+	var stations [2]*station
+	for i := range stations {
+		s, failed := newStation(b.lab.Hosts[i].Pods[0].Machine, b.lab.VPCs["red"].Machine, firstPort+i*stationPorts)
+		if failed != nil {
+			return nil, nil, failed
 		}
+		defer func() { err = errors.Join(err, s.close()) }()
+		stations[i] = s
+	}
+	for range crowdRounds {
+		var round [4]result
+		for _, burst := range bursts {
+			for turn, of := range []int{0, 1, 1, 0} {
+				if err := errors.Join(ctx.Err(), burst(stations[of], &round[turn])); err != nil {
+					return nil, nil, err
+				}
+			}
+		}
+		one, many = append(one, round[0], round[3]), append(many, round[1], round[2])
 	}
 	return one, many, nil
 }
 
 // ratios compares pairs of measurements that were made beside each other.
-func ratios(of, to []result) string {
-	var out strings.Builder
-	for _, f := range figures {
-		var all []float64
-		for i := 0; i+1 < len(of); i += 2 {
-			ratio := (f.of(of[i]) + f.of(of[i+1])) / (f.of(to[i]) + f.of(to[i+1]))
-			if f.inverse {
-				ratio = 1 / ratio
-			}
-			all = append(all, ratio)
+func ratios(of, to []result, figure func(result) float64, inverse bool) (all []float64) {
+	for i := 0; i+1 < len(of); i += 2 {
+		ratio := (figure(of[i]) + figure(of[i+1])) / (figure(to[i]) + figure(to[i+1]))
+		if inverse {
+			ratio = 1 / ratio
 		}
-		low, high := medianWithin(all)
-		fmt.Fprintf(&out, "\t%.3f\t%.3f to %.3f", median(all), low, high)
+		all = append(all, ratio)
 	}
-	return out.String()
-}
-
-// medianWithin is where the median of what was sampled is, with a confidence of
-// 95 %: between two values that are as far from the middle as 1.96 standard
-// deviations of a binomial distribution.
-func medianWithin(values []float64) (low, high float64) {
-	slices.Sort(values)
-	n := float64(len(values))
-	away := 1.96 * math.Sqrt(n) / 2
-	return values[max(0, int(n/2-away))], values[min(len(values)-1, int(math.Ceil(n/2+away)))]
+	return all
 }
 
 func values(results []result, of func(result) float64) (out []float64) {

@@ -78,7 +78,7 @@ func compareOnce(ctx context.Context, files string, results [][]result) (err err
 	}
 	stations := make([]*station, len(ways))
 	for i, p := range paths {
-		s, failed := newStation(p.client(), p.server())
+		s, failed := newStation(p.client(), p.server(), firstPort)
 		if failed != nil {
 			return fmt.Errorf("%s: %w", p.name, failed)
 		}

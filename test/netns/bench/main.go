@@ -24,7 +24,13 @@ import (
 // within a machine.
 const programMode = "program-large-state"
 
+// threads is how many threads of ours may be in a system call at a time. With one
+// for each processor, one that comes out of its call in a guest waits until the
+// runtime finds that another will not soon.
+const threads = 16
+
 func main() {
+	runtime.GOMAXPROCS(max(threads, runtime.GOMAXPROCS(0)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	var err error
 	switch mode := slices.Concat(os.Args[1:], []string{""})[0]; mode {
@@ -36,6 +42,8 @@ func main() {
 		err = run(ctx, benchCalls, benchAlternatives, benchCrowds)
 	case callsMode:
 		err = run(ctx, benchCalls)
+	case crowdsMode:
+		err = run(ctx, benchCrowds)
 	default:
 		err = run(ctx, comparePaths, measureEngine, measureFirstPacket, measureAttach)
 	}

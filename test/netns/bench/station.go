@@ -18,17 +18,21 @@ const (
 	burstConnections = 5
 )
 
-// Where a station's server listens.
+// Where a station's servers listen, from a port on that is its own.
 const (
-	sinkPort = 5011 + iota
+	sinkPort = iota
 	echoPort
 	openPort
+	stationPorts // so many
+
+	firstPort = 5011
 )
 
 // station is a client and a server at the ends of a path that do one burst when
 // they are told to, and are quiet otherwise: so paths can be measured in turn
 // within milliseconds of each other.
 type station struct {
+	port    int               // the first of its servers'
 	orders  chan func() error // for the client's thread
 	results chan error
 	stream  int // connection to the sink
@@ -39,15 +43,15 @@ type station struct {
 	errs []error // of the threads
 }
 
-// to is the server's address with a port.
-func to(port int) *unix.SockaddrInet4 {
-	return &unix.SockaddrInet4{Port: port, Addr: topo.ServerAddress.As4()}
+// to is the address of one of the servers.
+func (s *station) to(port int) *unix.SockaddrInet4 {
+	return &unix.SockaddrInet4{Port: s.port + port, Addr: topo.ServerAddress.As4()}
 }
 
-// newStation starts the servers and connects to them. A server that has nothing to
+// newStation starts the servers, from a port on, and connects to them. A server that has nothing to
 // do for as long as stuck ends: bursts should follow at once.
-func newStation(client, server *topo.Machine) (*station, error) {
-	s := &station{orders: make(chan func() error), results: make(chan error), stream: -1, asked: -1}
+func newStation(client, server *topo.Machine, port int) (*station, error) {
+	s := &station{port: port, orders: make(chan func() error), results: make(chan error), stream: -1, asked: -1}
 	s.ended.Go(func() {
 		err := client.InNetwork(func() error {
 			for order := range s.orders {
@@ -64,7 +68,7 @@ func newStation(client, server *topo.Machine) (*station, error) {
 		listening := make(chan error, 1)
 		s.ended.Go(func() {
 			s.note(server.InNetwork(func() error {
-				fd, err := listen(to(port))
+				fd, err := listen(s.to(port))
 				listening <- err
 				if err != nil {
 					return err
@@ -79,8 +83,8 @@ func newStation(client, server *topo.Machine) (*station, error) {
 		}
 	}
 	err := s.order(func() (err error) {
-		if s.stream, err = dial(to(sinkPort)); err == nil {
-			s.asked, err = dial(to(echoPort))
+		if s.stream, err = dial(s.to(sinkPort)); err == nil {
+			s.asked, err = dial(s.to(echoPort))
 		}
 		return err
 	})
@@ -111,7 +115,7 @@ func (s *station) close() error {
 				_ = unix.Close(fd)
 			}
 		}
-		return openOnce(0)
+		return s.openOnce(0)
 	})
 	close(s.orders)
 	s.ended.Wait()
@@ -142,7 +146,7 @@ var bursts = []func(*station, *result) error{
 		return err
 	},
 	func(s *station, r *result) error {
-		took, err := s.timed(open)
+		took, err := s.timed(s.open)
 		r.connections = burstConnections / took.Seconds()
 		return err
 	},
@@ -200,9 +204,9 @@ func (s *station) ask() error {
 	return nil
 }
 
-func open() error {
+func (s *station) open() error {
 	for range burstConnections {
-		if err := openOnce(1); err != nil {
+		if err := s.openOnce(1); err != nil {
 			return err
 		}
 	}
@@ -210,8 +214,8 @@ func open() error {
 }
 
 // openOnce opens, uses and closes a connection; the octet 0 ends the server.
-func openOnce(octet byte) error {
-	c, err := dial(to(openPort))
+func (s *station) openOnce(octet byte) error {
+	c, err := dial(s.to(openPort))
 	if err != nil {
 		return err
 	}
