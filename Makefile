@@ -8,7 +8,7 @@ SHELL := /bin/bash
 GO := scripts/go
 
 # RUN=REGEXP chooses tests, V=1 shows them as they run, PKG=./dir/... chooses packages.
-# ARGS=... are for bench-ha: -quick, -flows N.
+# ARGS=... are for bench-ha: -quick, -flows N, -parts, -faults and others (-h).
 RUN ?=
 ARGS ?=
 V ?=

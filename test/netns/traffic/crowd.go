@@ -61,6 +61,8 @@ const (
 	// crowdPace is the time between two connections: a machine with one
 	// processor has more to do than to connect.
 	crowdPace = time.Millisecond
+	// crowdPatience is how long a connection may take to be made.
+	crowdPatience = 20 * time.Second
 )
 
 // StartCrowd opens n connections from a client to an address of a server, and
@@ -99,7 +101,7 @@ func (c *Crowd) dial(ctx context.Context, client *topo.Machine, address string, 
 			errs[i] = client.InNetwork(func() error {
 				for next.Add(1) <= int64(n) {
 					<-pace.C
-					conn, err := new(net.Dialer).DialContext(ctx, "tcp4", address)
+					conn, err := (&net.Dialer{Timeout: crowdPatience}).DialContext(ctx, "tcp4", address)
 					if err != nil {
 						return err
 					}
