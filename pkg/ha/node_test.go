@@ -229,6 +229,31 @@ func TestNodesElectAndFailOver(t *testing.T) {
 	})
 }
 
+// starved is a transport whose node wakes up late, always.
+type starved struct{ *port }
+
+func (s starved) Wait(limit time.Duration) error {
+	time.Sleep(max(limit, 0) + 150*ms)
+	return nil
+}
+
+func TestLateBackupReadsWhatHasArrived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		a := startNode(t, w, lower, higher, 200, nil)
+		time.Sleep(time.Second)
+		b := startNode(t, w, higher, lower, 100, func(c *NodeConfig) { c.Transport = starved{w.ports[higher]} })
+		time.Sleep(10 * time.Second)
+		a.is(t, Active)
+		b.is(t, Backup)
+		if s := b.Stats(); s.Transitions != 1 || s.Received < 90 {
+			t.Errorf("%d changes of role, %d adverts received", s.Transitions, s.Received)
+		}
+		a.end(t)
+		b.end(t)
+	})
+}
+
 // An advert must never wait for a mover, an observer or a log.
 func TestAdvertsWaitForNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
