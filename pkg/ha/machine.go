@@ -150,9 +150,10 @@ func (m *Machine) timers() {
 	case Active:
 		m.beat()
 	case Backup:
-		if late := m.now - m.timer; late > m.cfg.down(m.Priority(), m.activeInterval) && !m.graced {
-			// Nothing has arrived, but that is no sign if the machine stood still
-			// as a whole: then nobody took from the wire what was sent to it.
+		if late := m.now - m.timer; late > m.activeInterval && !m.graced {
+			// Nothing has arrived, but that is no sign if the machine stood still, or
+			// its kernel is as short of time as this process: then nobody has
+			// taken from the wire what was sent to it.
 			m.graced = true
 			m.timer = m.now + m.activeInterval
 			m.note("late", "woke up %v late: listening for another %v before taking over", late, m.activeInterval)
