@@ -64,12 +64,14 @@ func (b *crowdBench) compare(ctx context.Context) error {
 		_, _ = fmt.Fprint(table, name)
 		for i, f := range figures {
 			all := ratios(many, one, f.of, f.inverse)
+			low, high := medianWithin(all)
+			unit := 1.0
 			if alike[i] == 0 {
 				alike[i] = median(all)
-				_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", alike[i], uncertainty(all))
 			} else {
-				_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", median(all)/alike[i], uncertainty(all)/alike[i])
+				unit = alike[i]
 			}
+			_, _ = fmt.Fprintf(table, "\t%.3f ±%.3f", median(all)/unit, (high-low)/2/unit)
 		}
 		_, err = fmt.Fprintln(table)
 		return err

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -137,4 +139,14 @@ func printPaths(results [][]result) error {
 		return err
 	}
 	return table.Flush()
+}
+
+// medianWithin is where the median of what was sampled is, with a confidence of
+// 95 %: between two values that are as far from the middle as 1.96 standard
+// deviations of a binomial distribution (David and Nagaraja, Order Statistics, 7.1).
+func medianWithin(values []float64) (low, high float64) {
+	sorted := slices.Sorted(slices.Values(values))
+	n := float64(len(sorted))
+	away := 1.96 * math.Sqrt(n) / 2
+	return sorted[max(0, int(n/2-away))], sorted[min(len(sorted)-1, int(math.Ceil(n/2+away)))]
 }
