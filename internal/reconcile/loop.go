@@ -75,7 +75,8 @@ type Loop[S any] struct {
 	waiting string
 
 	// Of Run's goroutine alone.
-	open    bool // the gate
+	open    bool      // the gate
+	ended   time.Time // of the last pass
 	applied uint64
 	refresh time.Time
 	budget  budget
@@ -206,6 +207,9 @@ func (l *Loop[S]) next(now time.Time) (Cause, time.Time) {
 		if t, ok := st.nextRetry(); ok {
 			consider(CauseRetry, t)
 		}
+		if st.waiting() { // what it waits for may have come about in the last round
+			consider(CauseRetry, l.ended.Add(hintRetry))
+		}
 	}
 	return cause, at
 }
@@ -263,18 +267,19 @@ func (l *Loop[S]) pass(ctx context.Context, cause Cause) {
 	if hinted {
 		l.budget.spend(now, report.Duration)
 	}
-	if l.cfg.Observer != nil { // first, so that whoever waits finds it counted
+	listed := l.record(report)
+	if l.cfg.Observer != nil { // before the rest, so that whoever waits finds it counted
 		l.cfg.Observer.ObservePass(report)
 	}
-	l.publish(report)
+	l.publish(listed)
 	for _, c := range resyncs {
 		c <- report // buffered
 	}
 }
 
-// publish makes the outcome of a pass known.
-func (l *Loop[S]) publish(report Pass) {
-	listed := true
+// record has Status tell of a pass, and returns whether every kind could be listed.
+func (l *Loop[S]) record(report Pass) (listed bool) {
+	listed = true
 	status := Status{Applied: report.Generation, Converged: report.Converged, LastPass: report.Start, Duration: report.Duration}
 	for _, st := range l.eng.stages {
 		status.Kinds = append(status.Kinds, st.status())
@@ -282,7 +287,15 @@ func (l *Loop[S]) publish(report Pass) {
 		listed = listed && b.everListed && b.listErr == nil
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.snap = status
+	l.ended = report.Start.Add(report.Duration)
+	return listed
+}
+
+// publish wakes up who waits for a pass.
+func (l *Loop[S]) publish(listed bool) {
+	l.mu.Lock()
 	close(l.passed)
 	l.passed = make(chan struct{})
 	l.mu.Unlock()
