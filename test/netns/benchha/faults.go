@@ -38,13 +38,10 @@ type outcome struct {
 	detection, stall time.Duration
 	// silence is the part of detection since the last advert that the other one
 	// received, cut how long the fault itself took.
-	silence, cut time.Duration
-	// paused is how long the guest as a whole stood still, from the beginning of
-	// the time to settle on; of it after the fault, until the claim.
-	paused, pausedAfter time.Duration
-	median, longest     time.Duration // waits of TCP connections
-	flows, lost         int           // TCP connections
-	resets              int
+	silence, cut    time.Duration
+	median, longest time.Duration // waits of TCP connections
+	flows, lost     int           // TCP connections
+	resets          int
 	// moved: the role had moved without a fault. anew: the pair had to be
 	// started anew before the fault, with empty tables.
 	moved, anew bool
@@ -61,12 +58,10 @@ type trial struct {
 	*stack
 	flows int
 	trace bool
-
-	pauses *traffic.Pauses
-	crowd  *traffic.Crowd
-	pulse  *traffic.Pulse
-	asker  *traffic.Asker
-	heard  [2]*traffic.Adverts // by proxy
+	crowd *traffic.Crowd
+	pulse *traffic.Pulse
+	asker *traffic.Asker
+	heard [2]*traffic.Adverts // by proxy
 }
 
 // faults has the active proxy end in every way that is asked for. It returns what
@@ -76,7 +71,7 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, z *sizes) (a
 	if err := s.start(ctx, true); err != nil {
 		return nil, err
 	}
-	t := &trial{stack: s, flows: z.flows, trace: z.trace, pauses: z.pauses}
+	t := &trial{stack: s, flows: z.flows, trace: z.trace}
 	// It only listens: who has the address is asked once in an hour.
 	if t.asker, err = traffic.StartAsker(s.lab.Router, "proxies", netip.MustParseAddr(outerVip), time.Hour); err != nil {
 		return nil, err
@@ -181,7 +176,6 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o ou
 		return o, err
 	}
 	settled := start.Add(o.detection)
-	o.paused, o.pausedAfter = t.pauses.Lost(settling, settled), t.pauses.Lost(start, settled)
 	if last, ok := t.heard[to].Last(t.lab.Proxies[from].Underlay, settled); ok {
 		o.silence = settled.Sub(last.At)
 	}

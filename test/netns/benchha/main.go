@@ -35,7 +35,6 @@ type sizes struct {
 	hold      time.Duration
 	parts     string
 	trace     bool
-	pauses    *traffic.Pauses
 	only      string // "": both stacks
 }
 
@@ -74,7 +73,7 @@ func (n *numbers) Set(list string) error {
 }
 
 func main() {
-	if err := another(); err != nil {
+	if err := traffic.RunPulse(); err != nil {
 		fmt.Fprintln(os.Stderr, "benchha:", err)
 		os.Exit(1)
 	}
@@ -108,18 +107,6 @@ func main() {
 	}
 }
 
-// pausesWord is set in the environment of the process that looks for pauses.
-const pausesWord = "VPCPROXY_LAB_PAUSES"
-
-// another does what this program is started again for, and does not return then but
-// with an error.
-func another() error {
-	if os.Getenv(pausesWord) != "" {
-		return traffic.LookForPauses(os.Stdout)
-	}
-	return traffic.RunPulse()
-}
-
 func run(ctx context.Context, s sizes) (err error) {
 	if os.Getenv("VPCPROXY_BIN") == "" {
 		return errors.New("VPCPROXY_BIN does not say where the built programs are; run make bench-ha")
@@ -136,10 +123,6 @@ func run(ctx context.Context, s sizes) (err error) {
 	if err := makeRoom(); err != nil {
 		return err
 	}
-	if s.pauses, err = traffic.StartPauses(pausesWord + "=1"); err != nil {
-		return err
-	}
-	defer s.pauses.Stop()
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return err

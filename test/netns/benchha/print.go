@@ -32,7 +32,7 @@ func print(all []*results, s sizes) {
 }
 
 func printFaults(t table, all []*results, s sizes) {
-	t.line("FAULT\tADVERTS\tSTACK\tTIMES\tDETECTION\tWORST\tUDP STALL\tWORST\tBEFORE\tSILENCE\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST\tRESET\tGUEST STOOD STILL BEFORE\tMEANWHILE\tNOTE")
+	t.line("FAULT\tADVERTS\tSTACK\tTIMES\tDETECTION\tWORST\tUDP STALL\tWORST\tBEFORE\tSILENCE\tTCP WAIT, MEDIAN\tLONGEST\tCONNECTIONS LOST\tRESET\tNOTE")
 	for _, interval := range s.intervals {
 		for _, kind := range kinds {
 			for _, r := range all {
@@ -76,8 +76,6 @@ func printFault(t table, stack string, of []outcome) {
 	silence, _ := times(func(o outcome) time.Duration { return o.silence })
 	median, _ := times(func(o outcome) time.Duration { return o.median })
 	_, wait := times(func(o outcome) time.Duration { return o.longest })
-	paused, _ := times(func(o outcome) time.Duration { return o.paused - o.pausedAfter })
-	still, _ := times(func(o outcome) time.Duration { return o.pausedAfter })
 	note := ""
 	if moved > 0 {
 		note += fmt.Sprintf("the role had moved without a fault %d times ", moved)
@@ -85,8 +83,8 @@ func printFault(t table, stack string, of []outcome) {
 	if anew > 0 {
 		note += fmt.Sprintf("the pair had to be started anew %d times", anew)
 	}
-	t.line("%s\t%v\t%s\t%d\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%d of %d\t%d\t%v\t%v\t%s",
-		of[0].fault, of[0].interval, stack, len(of), detection, latest, stall, longest, before, silence, median, wait, lost, flows, resets, paused, still, note)
+	t.line("%s\t%v\t%s\t%d\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%d of %d\t%d\t%s",
+		of[0].fault, of[0].interval, stack, len(of), detection, latest, stall, longest, before, silence, median, wait, lost, flows, resets, note)
 }
 
 func printRates(t table, all []*results) {
