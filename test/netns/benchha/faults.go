@@ -19,7 +19,7 @@ const (
 	// askEvery is how often each TCP connection asks.
 	askEvery = 5 * time.Second
 	// echoEvery is how often a datagram is sent: the resolution of a stall.
-	echoEvery = 2 * time.Millisecond
+	echoEvery = 10 * time.Millisecond
 	// settle is the time to replicate before a fault, the same for all.
 	settle = 10 * time.Second
 	// given is how long a connection may take to go on before it counts as lost.

@@ -28,7 +28,7 @@ const (
 	pulseWord = "VPCPROXY_LAB_PULSE"
 	// shortGap is the shortest time without an echo that is told of, and openGap
 	// after how long one is that is not over.
-	shortGap, openGap = 5 * time.Millisecond, 50 * time.Millisecond
+	shortGap, openGap = 25 * time.Millisecond, 50 * time.Millisecond
 )
 
 // StartPulse starts this program again on a client and on a server, with a nice
