@@ -116,7 +116,7 @@ func (p *platform) home(ctx context.Context) error {
 	if preferred(ctx, p) == nil {
 		return nil
 	}
-	if err := p.ctl(ctx, "failover", "g1"); err != nil {
+	if err := p.ctl(ctx, "failover", "g1", "--to", p.lab.Proxies[0].Name); err != nil {
 		return err
 	}
 	return p.awaitSound(ctx, limit, preferred)
