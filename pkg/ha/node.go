@@ -266,6 +266,7 @@ func (n *Node) take(e Event) {
 	now := n.cfg.Clock()
 	actions := n.machine.Step(now, e)
 	n.instance = n.machine.cfg // Reconfigure may have changed it
+	n.publish()                // before observers are told, who ask for it
 	for _, a := range actions {
 		switch a := a.(type) {
 		case Send:
@@ -283,7 +284,6 @@ func (n *Node) take(e Event) {
 			n.reporter.tell(a)
 		}
 	}
-	n.publish()
 }
 
 // send sends an advert, unless the process was stopped after the machine
