@@ -266,6 +266,9 @@ func (t *nodeTask) planned() {
 		netns[l.Netns] = true
 	}
 	t.echo.Follow(netns)
+	if t.natLog != nil {
+		t.natLog.Look()
+	}
 	if t.routing != nil {
 		t.routing.planned()
 	}

@@ -82,6 +82,7 @@ type Log struct {
 	opts    Options
 	files   *files
 	now     func() time.Time
+	look    chan struct{} // buffered, 1: the places may be others
 	written atomic.Uint64
 	left    atomic.Uint64 // out, for the rate's sake
 
@@ -97,12 +98,21 @@ func New(opts Options) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("natLog.directory: %w", err)
 	}
-	return &Log{opts: opts, files: f, now: time.Now}, nil
+	return &Log{opts: opts, files: f, now: time.Now, look: make(chan struct{}, 1)}, nil
 }
 
 // Stats counts since the start: records written, and left out for the rate's
 // sake.
 func (l *Log) Stats() (written, left uint64) { return l.written.Load(), l.left.Load() }
+
+// Look has the places looked at now: a connection that is opened before anybody
+// listens is not logged.
+func (l *Log) Look() {
+	select {
+	case l.look <- struct{}{}:
+	default:
+	}
+}
 
 // Run follows the connections of all namespaces until the context ends, then
 // closes the log.
@@ -149,6 +159,7 @@ func (l *Log) Run(ctx context.Context) error {
 			listeners.Wait()
 			l.overflow()
 			return l.files.close()
+		case <-l.look:
 		case <-tick.C:
 		}
 	}
