@@ -27,12 +27,17 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// program returns what a variable of scripts/test-kube names.
+// program returns what a variable of scripts/test-kube names. Where nothing has been
+// built a test is skipped, and says for want of what; under make test-kube, which is
+// a part of make test, that is a failure.
 func program(t *testing.T, variable string) string {
 	t.Helper()
 	path := os.Getenv(variable)
+	if path == "" && os.Getenv("VPCPROXY_KUBE") != "" {
+		t.Fatalf("%s names no program, and make test-kube should have built it", variable)
+	}
 	if path == "" {
-		t.Skipf("needs programs that are built once: make test-kube")
+		t.Skipf("needs the program that %s names, which is built once: make test-kube", variable)
 	}
 	return path
 }
