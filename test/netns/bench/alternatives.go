@@ -7,13 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
-	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 )
 
 // alternativesMode is the argument with which this program, within a machine,
@@ -92,22 +89,9 @@ func addDevice(ctx context.Context, h kernel.Handle, i int) error {
 func benchAlternatives(ctx context.Context, files string) error {
 	ctx, cancel := context.WithTimeout(ctx, bindPatience)
 	defer cancel()
-	lab, err := topo.Build(ctx, filepath.Join(files, "alternatives"), topo.Layout{Hosts: 1})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = lab.Close() }()
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	out, err := lab.Hosts[0].Run(ctx, self, alternativesMode)
-	if err != nil {
-		return err
-	}
 	var list []alternative
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return fmt.Errorf("%s printed %q: %w", alternativesMode, out, err)
+	if err := onBareHost(ctx, files, alternativesMode, &list); err != nil {
+		return err
 	}
 	for _, a := range list {
 		fmt.Printf("%s: p50 %v, p99 %v\n", a.Name, a.P50, a.P99)

@@ -84,9 +84,10 @@ func median(values []float64) float64 {
 	return values[len(values)/2]
 }
 
-// measureEngine programs a large node's state in a machine of its own.
-func measureEngine(ctx context.Context, files string) error {
-	lab, err := topo.Build(ctx, filepath.Join(files, "engine"), topo.Layout{Hosts: 1})
+// onBareHost has this program do something else on a host without an agent, and
+// reads the JSON that it prints.
+func onBareHost(ctx context.Context, files, mode string, printed any) error {
+	lab, err := topo.Build(ctx, filepath.Join(files, mode), topo.Layout{Hosts: 1})
 	if err != nil {
 		return err
 	}
@@ -95,13 +96,21 @@ func measureEngine(ctx context.Context, files string) error {
 	if err != nil {
 		return err
 	}
-	out, err := lab.Hosts[0].Run(ctx, self, programMode)
+	out, err := lab.Hosts[0].Run(ctx, self, mode)
 	if err != nil {
 		return err
 	}
+	if err := json.Unmarshal([]byte(out), printed); err != nil {
+		return fmt.Errorf("%s printed %q: %w", mode, out, err)
+	}
+	return nil
+}
+
+// measureEngine programs a large node's state in a machine of its own.
+func measureEngine(ctx context.Context, files string) error {
 	var p programming
-	if err := json.Unmarshal([]byte(out), &p); err != nil {
-		return fmt.Errorf("%s printed %q: %w", programMode, out, err)
+	if err := onBareHost(ctx, files, programMode, &p); err != nil {
+		return err
 	}
 	fmt.Printf("%d neighbors, %d routes, %d rules: programmed in %v, checked again in %v\n\n",
 		manyNeighbors, manyRoutes, manyRules, p.First.Round(time.Millisecond), p.Again.Round(time.Millisecond))
