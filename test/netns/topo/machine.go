@@ -183,29 +183,21 @@ func (m *Machine) Close() error {
 }
 
 // up sets one of the machine's links up.
-func (m *Machine) up(link string) error {
-	l, err := m.links.LinkByName(link)
-	if err != nil {
-		return fmt.Errorf("%s: link %s: %w", m.Name, link, err)
-	}
-	if err := m.links.LinkSetUp(l); err != nil {
-		return fmt.Errorf("%s: set %s up: %w", m.Name, link, err)
-	}
-	return nil
-}
+func (m *Machine) up(link string) error { return m.SetLink(link, true) }
 
 // SetLink sets one of the machine's links up or down, by this process itself: a
 // program that did it would have to be started first.
 func (m *Machine) SetLink(link string, up bool) error {
-	if up {
-		return m.up(link)
-	}
 	l, err := m.links.LinkByName(link)
 	if err != nil {
 		return fmt.Errorf("%s: link %s: %w", m.Name, link, err)
 	}
-	if err := m.links.LinkSetDown(l); err != nil {
-		return fmt.Errorf("%s: set %s down: %w", m.Name, link, err)
+	set, state := m.links.LinkSetDown, "down"
+	if up {
+		set, state = m.links.LinkSetUp, "up"
+	}
+	if err := set(l); err != nil {
+		return fmt.Errorf("%s: set %s %s: %w", m.Name, link, state, err)
 	}
 	return nil
 }
