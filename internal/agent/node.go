@@ -71,7 +71,7 @@ type nodeTask struct {
 // buildNode adds the task that keeps this machine's kernel.
 func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 	senders := &nft.Senders{}
-	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory, Overrun: m.overruns.Inc, OwnFirewall: senders.Own})
+	host, err := kernel.NewHost(kernel.HostOptions{Sysctls: a.cfg.SysctlDirectory, Overrun: m.overruns.Inc, OwnFirewall: senders.Own, Quiet: true})
 	if err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}

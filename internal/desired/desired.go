@@ -6,7 +6,11 @@
 // "" for the namespace the agent runs in.
 package desired
 
-import "net/netip"
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+)
 
 // Protocol marks routes, rules and addresses as ours: the rtm_protocol number
 // (include/uapi/linux/rtnetlink.h leaves 176 unassigned).
@@ -322,3 +326,24 @@ func New() State {
 		Ways:       map[string]Way{},
 	}
 }
+
+// Equal tells whether two states want the same.
+func (s State) Equal(o State) bool {
+	return maps.Equal(s.Namespaces, o.Namespaces) &&
+		maps.EqualFunc(s.NAT, o.NAT, deeply) &&
+		maps.Equal(s.Peers, o.Peers) &&
+		maps.Equal(s.Links, o.Links) &&
+		maps.Equal(s.ENIs, o.ENIs) &&
+		maps.EqualFunc(s.Egress, o.Egress, deeply) &&
+		maps.Equal(s.Addresses, o.Addresses) &&
+		maps.Equal(s.Neighbors, o.Neighbors) &&
+		maps.Equal(s.Sysctls, o.Sysctls) &&
+		maps.EqualFunc(s.Nexthops, o.Nexthops, deeply) &&
+		maps.Equal(s.Routes, o.Routes) &&
+		maps.Equal(s.Rules, o.Rules) &&
+		maps.Equal(s.Steers, o.Steers) &&
+		maps.EqualFunc(s.Paths, o.Paths, deeply) &&
+		maps.EqualFunc(s.Ways, o.Ways, deeply)
+}
+
+func deeply[T any](a, b T) bool { return reflect.DeepEqual(a, b) }

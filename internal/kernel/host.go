@@ -35,6 +35,10 @@ type HostOptions struct {
 	// OwnFirewall, if not nil, tells whether a netlink socket, by its port ID,
 	// is one whose changes of nftables are no news.
 	OwnFirewall func(portID uint32) bool
+	// Quiet leaves out hints of what is done to routes, rules, neighbors and
+	// next hops by way of this Host itself. The kernel does not even
+	// hand over the notifications, which come by the thousands.
+	Quiet bool
 }
 
 // host is the Host of this machine's kernel.
@@ -43,6 +47,7 @@ type host struct {
 	overrun     func()
 	sysctls     string
 	ownFirewall func(portID uint32) bool // may be nil
+	quiet       bool
 
 	mu       sync.Mutex
 	own      *handle
@@ -78,6 +83,7 @@ func NewHost(options HostOptions) (Host, error) {
 		open:        map[string]*handle{},
 		watchers:    map[string]map[*watcher]struct{}{},
 		ownFirewall: options.OwnFirewall,
+		quiet:       options.Quiet,
 	}
 	own, err := openHandle(h, "", options.Own)
 	if err != nil {

@@ -67,11 +67,42 @@ func readSysctl(dir, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	value, err := os.ReadFile(path)
+	value, err := readParameter(path)
 	if err != nil {
-		return "", fmt.Errorf("read sysctl: %w", err)
+		return "", fmt.Errorf("read sysctl: %w", &os.PathError{Op: "read", Path: path, Err: err})
 	}
 	return strings.TrimSpace(string(value)), nil
+}
+
+// readParameter makes three system calls where os.ReadFile makes eight: each
+// tunnel device has parameters, and a thousand devices are read at once.
+func readParameter(path string) ([]byte, error) {
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var value []byte
+	for {
+		var part [4096]byte // most are a few bytes long
+		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, part[:]) })
+		if err != nil {
+			return nil, err
+		}
+		value = append(value, part[:n]...)
+		if n < len(part) {
+			return value, nil
+		}
+	}
+}
+
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }
 
 func writeSysctl(dir, name, value string) error {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -139,10 +140,65 @@ func (h *handle) subscribe(s source) (*conn, error) {
 		c, err = openConn(s.protocol, s.groups...)
 		return err
 	})
+	if err == nil && h.host.quiet && s.protocol == unix.NETLINK_ROUTE {
+		if err = h.silence(c); err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
 	if s.optional && errors.Is(classify(err), ErrNotSupported) {
 		return nil, nil
 	}
 	return c, err
+}
+
+// silence has a socket hear nothing of what the handle's own requests do to
+// routes and the like: whoever asked knows.
+func (h *handle) silence(c *conn) error {
+	own, err := h.conn.port()
+	if err != nil {
+		return err
+	}
+	program := ownRequests(own)
+	var failed error
+	err = c.raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	})
+	if err := cmp.Or(err, failed); err != nil {
+		return fmt.Errorf("filter a netlink socket: %w", err)
+	}
+	return nil
+}
+
+// ownRequests is a filter (classic BPF) that drops notifications of some types that
+// were caused by the socket with the given port. Each is a message of its own.
+// BPF reads big-endian, a netlink header is in the machine's order.
+func ownRequests(port uint32) []unix.SockFilter {
+	const typeAt, portAt = 4, 12 // struct nlmsghdr
+	types := []uint16{
+		unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH,
+		unix.RTM_NEWRULE, unix.RTM_DELRULE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP,
+	}
+	swapped := func(b []byte) (v uint32) {
+		for _, octet := range b {
+			v = v<<8 | uint32(octet)
+		}
+		return v
+	}
+	n := uint8(len(types)) //nolint:gosec // a handful
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: portAt},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: swapped(native.AppendUint32(nil, port)), Jf: n + 1},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: typeAt},
+	}
+	for i, typ := range types {
+		program = append(program, unix.SockFilter{
+			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: swapped(native.AppendUint16(nil, typ)), Jt: n - uint8(i), //nolint:gosec // likewise
+		})
+	}
+	return append(program,
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: ^uint32(0)},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
 }
 
 // follow turns notifications into hints until the context ends or the socket

@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"context"
+	"errors"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,5 +95,49 @@ func TestWatchSurvivesAnOverrun(t *testing.T) {
 	<-done
 	if overruns != 1 {
 		t.Errorf("%d overruns were counted", overruns)
+	}
+}
+
+// A quiet host hears what others do, and nothing of what it does itself.
+func TestQuietHostHearsOthers(t *testing.T) {
+	lab.Require(t)
+	host := ownMachine(t)
+	host.quiet = true
+	c, err := host.own.subscribe(sources[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	heard := make(chan uint32, 100)
+	go func() {
+		_ = c.notifications(t.Context(), func(m syscall.NetlinkMessage) []Hint {
+			heard <- m.Header.Pid
+			return nil
+		}, nil)
+	}()
+	rule := []Rule{{Priority: 1, Mark: 1, Mask: 1, Table: 1000, Protocol: 176}}
+	var other *conn
+	if err := host.own.visit(func() (err error) {
+		other, err = openConn(unix.NETLINK_ROUTE)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	stranger := &handle{host: host, conn: other}
+	defer func() { _ = other.Close() }()
+	own, err := host.own.conn.port()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(host.own.AddRules(t.Context(), rule)[0], stranger.DeleteRules(t.Context(), rule)[0]); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case port := <-heard:
+		if port == own {
+			t.Error("it hears of its own rule")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not hear that its rule was deleted")
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -246,7 +245,7 @@ func (n *Node) take(set *intent.Set, interfaces []plan.Interface, p plan.Plan) {
 	n.problem = nil
 	n.logProblems(p)
 	n.leave(p)
-	renewed := n.planned == nil || !reflect.DeepEqual(n.current.State, p.State)
+	renewed := n.planned == nil || !n.current.State.Equal(p.State)
 	if renewed {
 		n.opts.Kinds.resolve(p.State) // before the loop, which judges answers by it
 		n.bindings.take(p.State, func() uint64 {

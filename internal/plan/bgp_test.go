@@ -71,12 +71,13 @@ func TestPathsAreAnnounced(t *testing.T) {
 }
 
 // TestNobodyIsAlive leaves the pods of an attachment that nobody announces with
-// the route that refuses.
+// the route that refuses, and what it takes to go by either proxy the moment that
+// it announces.
 func TestNobodyIsAlive(t *testing.T) {
 	cfg := testConfig
 	speaking(&cfg)
 	p := Build("host", shared(), alive(Facts{UnderlayLink: "eth0", UnderlayMTU: 1500}, HashResilient), cfg)
-	if len(p.State.Routes) != 1 || len(p.State.Neighbors) != 0 || len(p.State.Nexthops) != 0 {
+	if len(p.State.Routes) != 1 || len(p.State.Neighbors) != 2 || len(p.State.Nexthops) != 0 {
 		t.Errorf("routes %v, neighbors %v, nexthops %v", p.State.Routes, p.State.Neighbors, p.State.Nexthops)
 	}
 	if len(p.Problems) != 1 || !strings.Contains(p.Problems[0].Message, "no proxy that serves it is alive") {
@@ -102,9 +103,9 @@ func TestDrainedWithoutNews(t *testing.T) {
 		}
 		for _, live := range []*Live{nil, {Unsure: true}} {
 			facts := Facts{UnderlayLink: "eth0", UnderlayMTU: 1500, Hashing: HashResilient, Live: live}
-			for k := range Build("host", set, facts, testConfig).State.Neighbors {
-				if k.Addr != addr(tc.want) {
-					t.Errorf("%s drained, live %v: by %s, want %s", tc.name, live, k.Addr, tc.want)
+			for _, n := range Build("host", set, facts, testConfig).State.Nexthops {
+				if n.Via.IsValid() && n.Via != addr(tc.want) {
+					t.Errorf("%s drained, live %v: by %s, want %s", tc.name, live, n.Via, tc.want)
 				}
 			}
 		}

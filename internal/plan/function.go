@@ -125,8 +125,9 @@ func (b *builder) carry(a *intent.Attachment, slot uint32, tunnel netip.Addr) in
 	}
 	local := b.self.Spec.UnderlayAddress
 	link := b.tunnelLink("", a, local, key, keyed)
-	for _, g := range all { // a group that comes alive must be able to answer at once
+	for _, g := range all { // a group that comes alive must be able to answer, and to be sent to, at once
 		b.peer(local, g.nbma, key, keyed)
+		b.state.Neighbors[desired.NeighborKey{Link: link.Name, Addr: g.group.Tunnel()}] = desired.Neighbor{NBMA: g.nbma}
 	}
 	b.state.Addresses[desired.AddressKey{Link: link.Name, Prefix: host(tunnel)}] = desired.Address{}
 	b.state.Sysctls[desired.SysctlKey{Name: "net/ipv4/conf/" + link.Name + "/rp_filter"}] = desired.Sysctl{Value: b.rpFilter()}

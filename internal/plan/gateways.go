@@ -114,9 +114,6 @@ func (b *builder) ways(a *intent.Attachment, link string, chosen []gateway) (r d
 	if len(chosen) == 0 {
 		return r, false
 	}
-	for _, g := range chosen {
-		b.state.Neighbors[desired.NeighborKey{Link: link, Addr: g.group.Tunnel()}] = desired.Neighbor{NBMA: g.nbma}
-	}
 	if len(a.Services()) == 1 || b.facts.Hashing == HashNone {
 		return desired.Route{Link: link, Via: chosen[0].group.Tunnel(), Onlink: true}, true
 	}

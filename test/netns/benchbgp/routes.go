@@ -108,7 +108,9 @@ func measureReflected(ctx context.Context, lab *topo.Lab, n int, by string) erro
 	if err := agent.withoutRoutes(ctx, n, by); err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.process.Log())
 	}
-	if err := lab.Router.Type(ctx, "ip link set host1 down"); err != nil {
+	// The host must not notice but by BGP: a cable pulled would have it look at
+	// all its devices just when the routes come.
+	if err := lab.Router.Type(ctx, "ip route replace blackhole "+host.Underlay.String()+"/32"); err != nil {
 		return err
 	}
 	announcer, err := announceAll(ctx, lab, n, reflector, by)
@@ -119,7 +121,7 @@ func measureReflected(ctx context.Context, lab *topo.Lab, n int, by string) erro
 	if err := agent.awaitNone(ctx, "vpcproxy_bgp_session_up"); err != nil {
 		return err
 	}
-	if err := lab.Router.Type(ctx, "ip link set host1 up", "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
+	if err := lab.Router.Type(ctx, "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
 		return err
 	}
 	took, err := agent.hearAll(ctx, n)
