@@ -121,10 +121,14 @@ func measureReflected(ctx context.Context, lab *topo.Lab, n int, by string) erro
 	if err := agent.awaitNone(ctx, "vpcproxy_bgp_session_up"); err != nil {
 		return err
 	}
+	sample, err := sampleTables(ctx, agent.Machine)
+	if err != nil {
+		return err
+	}
 	if err := lab.Router.Type(ctx, "ip route replace "+host.Underlay.String()+"/32 dev host1"); err != nil {
 		return err
 	}
-	took, err := agent.hearAll(ctx, n)
+	took, err := agent.hearAll(ctx, n, sample)
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.process.Log())
 	}
@@ -153,9 +157,10 @@ func (a *agent) withoutRoutes(ctx context.Context, n int, by string) error {
 }
 
 // hearAll returns how long after the connection to the reflector so many routes
-// were in the kernel. Whoever measures keeps quiet meanwhile: there is one
-// processor.
-func (a *agent) hearAll(ctx context.Context, n int) (time.Duration, error) {
+// were in the kernel. Whoever measures keeps quiet meanwhile, for there is one
+// processor: until each table of a sample has its route, the others are not
+// listed.
+func (a *agent) hearAll(ctx context.Context, n int, sample []string) (time.Duration, error) {
 	var since time.Time
 	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		out, err := a.Run(ctx, "ss", "-tnH", "state", "established", "( dport = :179 )")
@@ -164,8 +169,24 @@ func (a *agent) hearAll(ctx context.Context, n int) (time.Duration, error) {
 	}); err != nil {
 		return 0, err
 	}
+	show := "route show table " + strings.Join(sample, "\nroute show table ") + "\n"
+	if err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
+		out, err := a.RunInput(ctx, show, "ip", "-batch", "-")
+		return strings.Count(out, " via ") == len(sample), err
+	}); err != nil {
+		return 0, err
+	}
 	err := awaitRoutes(ctx, a.Machine, n)
 	return time.Since(since), err
+}
+
+// sampleTables returns some of the tables that attachments have.
+func sampleTables(ctx context.Context, m *topo.Machine) ([]string, error) {
+	out, err := m.Run(ctx, "sh", "-c", "ip route show table all proto 176 | sed -n 's/.* table \\([0-9]*\\) .*/\\1/p' | shuf -n 12")
+	if err != nil {
+		return nil, err
+	}
+	return strings.Fields(out), nil
 }
 
 // awaitNone waits until a metric is zero.
