@@ -100,7 +100,7 @@ soak: setup build ## faults at random for MINUTES=10, and what must hold through
 
 .PHONY: bench-bind
 bench-bind: setup build ## binding pods: its time, and what 2,000 bound pods cost a packet; ARGS=bind-calls, bind-crowds: the half
-	@VPCPROXY_LAB=$${VPCPROXY_LAB:-fast} scripts/lab-program ./test/netns/bench $(or $(ARGS),bind)
+	@scripts/bench-bind $(ARGS)
 
 .PHONY: packages
 packages: ## a deb and an rpm in build/packages

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -14,8 +15,6 @@ const (
 	ours = "vpcproxyd"
 	bird = "bird"
 )
-
-const clientOfBIRD = "bgp: {mode: client, reflectors: [192.168.4.20], families: [vpnv4]}"
 
 const birdConfig = `log stderr all;
 router id %[1]s;
@@ -33,9 +32,9 @@ protocol bgp {
 }
 `
 
-func startBIRD(m *topo.Machine) (*agent, error) {
+func startBIRD(m *topo.Machine, address netip.Addr) (*agent, error) {
 	const path = "/run/bird.conf"
-	if err := m.WriteFile(path, fmt.Sprintf(birdConfig, topo.ControlAddress, asn)); err != nil {
+	if err := m.WriteFile(path, fmt.Sprintf(birdConfig, address, asn)); err != nil {
 		return nil, err
 	}
 	p, err := m.Start(nil, "bird", "-f", "-c", path, "-s", "/run/bird.ctl")

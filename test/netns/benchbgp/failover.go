@@ -34,7 +34,7 @@ func measureFailover(ctx context.Context, dir string) error {
 	}
 	defer func() { _ = server.Close() }()
 	set := twoGroups(lab)
-	if _, err := startReflector(lab.Control); err != nil {
+	if _, err := startReflector(lab.Control, topo.ControlAddress); err != nil {
 		return err
 	}
 	host, proxies := lab.Hosts[0], lab.Proxies

@@ -40,7 +40,7 @@ func measureHosts(ctx context.Context, dir string, n int) error {
 		return err
 	}
 	defer func() { _ = lab.Close() }()
-	reflector, err := startReflector(lab.Control)
+	reflector, err := startReflector(lab.Control, topo.ControlAddress)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func measureHosts(ctx context.Context, dir string, n int) error {
 	if err := agent.await(ctx, float64(n), "vpcproxy_bgp_routes_kept"); err != nil {
 		return err
 	}
-	if reflector, err = startReflector(lab.Control); err != nil {
+	if reflector, err = startReflector(lab.Control, topo.ControlAddress); err != nil {
 		return err
 	}
 	start = time.Now()

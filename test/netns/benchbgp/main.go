@@ -101,9 +101,9 @@ func startAgent(m *topo.Machine, lines ...string) (*agent, error) {
 	return &agent{m, p}, err
 }
 
-func startReflector(m *topo.Machine) (*agent, error) {
+func startReflector(m *topo.Machine, address netip.Addr) (*agent, error) {
 	return startAgent(m, "node: reflector", "roles: [reflector]", fmt.Sprintf(
-		"bgp: {mode: reflector, address: %s, ranges: [192.168.0.0/16, 10.0.0.0/8], announcers: [192.168.4.0/24]}", topo.ControlAddress))
+		"bgp: {mode: reflector, address: %s, ranges: [192.168.0.0/16, 10.0.0.0/8], announcers: [192.168.4.0/24]}", address))
 }
 
 const clientOfReflector = "bgp: {mode: client, reflectors: [192.168.4.20]}"

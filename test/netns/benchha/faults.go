@@ -17,13 +17,17 @@ import (
 
 const (
 	// askEvery is how often each TCP connection asks.
-	askEvery = 5 * time.Second
+	askEvery = 20 * time.Second
 	// echoEvery is how often a datagram is sent: the resolution of a stall.
 	echoEvery = 10 * time.Millisecond
-	// settle is the time to replicate before a fault, the same for all.
-	settle = 10 * time.Second
+	// settle is the time to replicate before a fault, the same for all. Each
+	// connection asks once meanwhile.
+	settle = askEvery + 2*time.Second
+	// gatherings is how often a crowd is made for one fault: it must be whole
+	// when that comes.
+	gatherings = 3
 	// given is how long a connection may take to go on before it counts as lost.
-	given = 20 * time.Second
+	given = 30 * time.Second
 )
 
 // outcome is what a fault did.
@@ -43,8 +47,10 @@ type outcome struct {
 	flows, lost     int           // TCP connections
 	resets          int
 	// moved: the role had moved without a fault. anew: the pair had to be
-	// started anew before the fault, with empty tables.
+	// started anew before the fault, with empty tables. early is how many
+	// connections were lost before it, with crowds that it then did not meet.
 	moved, anew bool
+	early       int
 }
 
 // kinds are the ways in which the active proxy can end.
@@ -93,15 +99,15 @@ func (s *stack) faults(ctx context.Context, interval time.Duration, z *sizes) (a
 			if !z.faults.MatchString(kind.name) {
 				continue
 			}
-			anew, err := t.gather(ctx)
+			var o outcome
+			err := t.prepare(ctx, &o)
+			if err == nil {
+				err = t.fault(ctx, &o, kind.inject)
+			}
 			if err != nil {
 				return all, fmt.Errorf("%s: %w", kind.name, err)
 			}
-			o, err := t.fault(ctx, kind.inject)
-			if err != nil {
-				return all, fmt.Errorf("%s: %w", kind.name, err)
-			}
-			o.fault, o.interval, o.anew = kind.name, interval, anew
+			o.fault, o.interval = kind.name, interval
 			s.progress("%+v", o)
 			all = append(all, o)
 			if o.lost > 0 { // the next fault gets a whole crowd, too
@@ -142,28 +148,46 @@ func (t *trial) gather(ctx context.Context) (anew bool, err error) {
 	}
 }
 
-func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o outcome, err error) {
-	settling := time.Now()
-	wait(ctx, settle)
-	if o.moved, err = t.findActive(ctx); err != nil {
-		return o, err
+// prepare sees to a crowd of which every connection is answered.
+func (t *trial) prepare(ctx context.Context, o *outcome) error {
+	for range gatherings {
+		anew, err := t.gather(ctx)
+		if err != nil {
+			return err
+		}
+		settling := time.Now()
+		wait(ctx, settle)
+		moved, err := t.findActive(ctx)
+		if err != nil {
+			return err
+		}
+		o.anew, o.moved = o.anew || anew, o.moved || moved
+		lost := t.crowd.Report().Flows - t.crowd.Answered(settling)
+		if lost == 0 {
+			t.crowd.Forget()
+			o.before, err = t.pulse.Longest(settling)
+			return err
+		}
+		o.early += lost
+		t.progress("%d connections are lost before the fault: %v", lost, t.crowd.Report().FirstError)
+		t.disperse()
 	}
-	t.crowd.Forget()
-	if o.before, err = t.pulse.Longest(settling); err != nil {
-		return o, err
-	}
+	return errors.New("no crowd lasts until the fault")
+}
+
+func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) error) error {
 	from, to := t.active, 1-t.active
 	logged := len(t.daemons[to][0].Log())
 	// Right after an advert: the worst moment, and the same for all.
 	if err := t.advert(ctx, from, to); err != nil {
-		return o, err
+		return err
 	}
 	start := time.Now()
 	if err := inject(t.stack, from); err != nil {
-		return o, err
+		return err
 	}
 	o.cut = time.Since(start)
-	err = until(ctx, "the other proxy to announce itself", func(context.Context) error {
+	err := until(ctx, "the other proxy to announce itself", func(context.Context) error {
 		for _, c := range t.asker.Claims(start) {
 			if c.MAC == t.mac(to) {
 				o.detection = c.At.Sub(start)
@@ -173,7 +197,7 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o ou
 		return fmt.Errorf("%s is silent", t.lab.Proxies[to].Name)
 	})
 	if err != nil {
-		return o, err
+		return err
 	}
 	settled := start.Add(o.detection)
 	if last, ok := t.heard[to].Last(t.lab.Proxies[from].Underlay, settled); ok {
@@ -194,10 +218,10 @@ func (t *trial) fault(ctx context.Context, inject func(*stack, int) error) (o ou
 	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets
 	o.median, o.longest = r.Median, r.Longest
 	if o.stall, err = t.pulse.Longest(start); err != nil {
-		return o, err
+		return err
 	}
 	t.active = to
-	return o, t.repair(from)
+	return t.repair(from)
 }
 
 // advert waits for the next advert of a proxy.

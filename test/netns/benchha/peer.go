@@ -151,7 +151,7 @@ func runKeepalived(s *stack, i int, replicate bool) ([]*topo.Process, error) {
 		if err := s.lab.Proxies[i].Type(context.Background(), "rm -f /run/lock/conntrack.lock /run/conntrackd.ctl"); err != nil {
 			return nil, err
 		}
-		d, err := self.Start(nil, "conntrackd", "-C", conf)
+		d, err := self.StartNice(foremost, nil, "conntrackd", "-C", conf)
 		if err != nil {
 			return nil, err
 		}
@@ -173,7 +173,7 @@ func runKeepalived(s *stack, i int, replicate bool) ([]*topo.Process, error) {
 	if err := self.Type(context.Background(), "ip address flush to "+outerVip+"/32", "ip address flush to "+innerVip+"/32"); err != nil {
 		return daemons, err
 	}
-	k, err := self.Start(nil, "keepalived", "--dont-fork", "--log-console", "--no-syslog", "--vrrp", "-f", conf,
+	k, err := self.StartNice(foremost, nil, "keepalived", "--dont-fork", "--log-console", "--no-syslog", "--vrrp", "-f", conf,
 		"-p", "/run/keepalived.pid", "-r", "/run/keepalived_vrrp.pid")
 	if err != nil {
 		return daemons, err

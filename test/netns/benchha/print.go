@@ -60,9 +60,9 @@ func printFault(t table, stack string, of []outcome) {
 		slices.Sort(all)
 		return ms(all[len(all)/2]), ms(all[len(all)-1])
 	}
-	var flows, lost, resets, moved, anew int
+	var flows, lost, resets, moved, anew, early int
 	for _, o := range of {
-		flows, lost, resets = flows+o.flows, lost+o.lost, resets+o.resets
+		flows, lost, resets, early = flows+o.flows, lost+o.lost, resets+o.resets, early+o.early
 		if o.moved {
 			moved++
 		}
@@ -82,6 +82,9 @@ func printFault(t table, stack string, of []outcome) {
 	}
 	if anew > 0 {
 		note += fmt.Sprintf("the pair had to be started anew %d times", anew)
+	}
+	if early > 0 {
+		note += fmt.Sprintf(" %d connections were lost before the fault", early)
 	}
 	t.line("%s\t%v\t%s\t%d\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%d of %d\t%d\t%s",
 		of[0].fault, of[0].interval, stack, len(of), detection, latest, stall, longest, before, silence, median, wait, lost, flows, resets, note)

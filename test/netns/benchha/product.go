@@ -96,7 +96,7 @@ func (s *stack) agent(m *topo.Machine, lines ...string) (*topo.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.Start(nil, filepath.Join(os.Getenv("VPCPROXY_BIN"), "vpcproxyd"), "--config", path)
+	return m.StartNice(foremost, nil, filepath.Join(os.Getenv("VPCPROXY_BIN"), "vpcproxyd"), "--config", path)
 }
 
 // runAgent starts a proxy's agent.

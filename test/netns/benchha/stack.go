@@ -11,8 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 	"github.com/vpcproxy/vpcproxy/test/netns/traffic"
 )
@@ -26,8 +24,8 @@ const (
 	innerVip = "172.16.101.100"
 )
 
-// foremost is the nice value of what must be in time: proxies share their
-// processor here with pods, servers and the measurement.
+// foremost is the nice value that daemons of proxies are started with, and what
+// measures them: proxies share their processor here with pods, servers and the measurement.
 const foremost = -20
 
 // relaxed is the interval between adverts while faults are not what is measured:
@@ -78,13 +76,9 @@ func (s *stack) start(ctx context.Context, replicate bool) error {
 	return s.awaitServed(ctx)
 }
 
-// launch starts a proxy's daemons. Those that must be in time come before the load,
-// with which they share a processor here as they would not elsewhere.
+// launch starts a proxy's daemons.
 func (s *stack) launch(i int, replicate bool) (err error) {
 	s.daemons[i], err = s.run(s, i, replicate)
-	for _, p := range s.daemons[i] {
-		err = errors.Join(err, unix.Setpriority(unix.PRIO_PGRP, p.Pid(), foremost))
-	}
 	return err
 }
 

@@ -60,7 +60,7 @@ const (
 	crowdDialers = 4
 	// crowdPace is the time between two connections: a machine with one
 	// processor has more to do than to connect.
-	crowdPace = time.Millisecond
+	crowdPace = 3 * time.Millisecond
 	// crowdPatience is how long a connection may take to be made.
 	crowdPatience = 20 * time.Second
 )
