@@ -297,11 +297,12 @@ func otherNeighbor(body []byte) bool {
 	return err == nil && other
 }
 
-// unresolved tells entries that the kernel has no answer for. When it makes and
+// unresolved tells entries that the kernel has no answer for, or needs none: those
+// of multicast come and go on every tunnel device. When it makes and
 // forgets them by itself (port 0) no entry of ours is concerned: a permanent one
 // becomes one of these by somebody's request only, which carries a port.
 func unresolved(body []byte) bool {
-	return len(body) >= unix.SizeofNdMsg && native.Uint16(body[8:])&(unix.NUD_INCOMPLETE|unix.NUD_FAILED) != 0
+	return len(body) >= unix.SizeofNdMsg && native.Uint16(body[8:])&(unix.NUD_INCOMPLETE|unix.NUD_FAILED|unix.NUD_NOARP) != 0
 }
 
 // ownRoute tells routes that the kernel makes for addresses, and cached ones.

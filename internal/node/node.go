@@ -272,14 +272,28 @@ func (n *Node) logProblems(p plan.Plan) {
 	}
 	for _, problem := range p.Problems {
 		after[problem] = true
-		if !before[problem] {
-			n.opts.Log.Warn("problem", "attachment", problem.Attachment, "problem", problem.Message)
+	}
+	n.logMissing(slog.LevelWarn, "problem", p.Problems, before)
+	n.logMissing(slog.LevelInfo, "problem solved", n.current.Problems, after)
+}
+
+// maxProblems is how many lines of a sort are logged for one plan. Thousands of
+// attachments can have the same problem at once.
+const maxProblems = 20
+
+// logMissing logs the problems that are not in a set.
+func (n *Node) logMissing(level slog.Level, msg string, problems []plan.Problem, in map[plan.Problem]bool) {
+	count := 0
+	for _, problem := range problems {
+		if in[problem] {
+			continue
+		}
+		if count++; count <= maxProblems {
+			n.opts.Log.Log(context.Background(), level, msg, "attachment", problem.Attachment, "problem", problem.Message)
 		}
 	}
-	for _, problem := range n.current.Problems {
-		if !after[problem] {
-			n.opts.Log.Info("problem solved", "attachment", problem.Attachment, "problem", problem.Message)
-		}
+	if count > maxProblems {
+		n.opts.Log.Log(context.Background(), level, msg+" more", "attachments", count-maxProblems)
 	}
 }
 

@@ -104,7 +104,8 @@ type Speaker interface {
 	// unchecked, without an order.
 	Received() []Route
 	// Changes holds a value when Received, or the state of a peer, may have
-	// changed since it was last received from.
+	// changed since it was last received from. What a peer says in its first
+	// update makes one at the end of that.
 	Changes() <-chan struct{}
 	// Sessions tells what Received depends on, without an order. It is cheap.
 	Sessions() []Session

@@ -148,6 +148,13 @@ func (r *received) finish(peer netip.Addr, f bgp.Family) {
 	}
 }
 
+// midway tells whether a peer is in its first update: half of that is no news, and
+// judging it again and again would put off its end.
+func (r *received) midway(peer netip.Addr, now time.Time) bool {
+	s := r.of(peer)
+	return s.up && !s.synced(now)
+}
+
 func (r *received) of(peer netip.Addr) session {
 	r.mu.Lock()
 	defer r.mu.Unlock()

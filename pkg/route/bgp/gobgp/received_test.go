@@ -82,3 +82,35 @@ func TestNotKeptAfterAGoodbye(t *testing.T) {
 		t.Errorf("kept: %v", got)
 	}
 }
+
+// What a peer says in its first update is news when that has ended, or has had the
+// time to.
+func TestFirstUpdateIsNewsAtItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peer := netip.MustParseAddr("192.168.4.4")
+		r := newReceived(time.Minute)
+		if r.midway(peer, time.Now()) {
+			t.Error("a peer without a session is in an update")
+		}
+		r.session(peer, true, time.Now())
+		if !r.midway(peer, time.Now()) {
+			t.Error("a session that has just come up is past its first update")
+		}
+		r.finish(peer, bgp.VPNv4)
+		if r.midway(peer, time.Now()) {
+			t.Error("the end of the update was not heard")
+		}
+		r.session(peer, false, time.Now())
+		r.session(peer, true, time.Now())
+		time.Sleep(quiet)
+		synctest.Wait()
+		if r.midway(peer, time.Now()) {
+			t.Error("a peer that marks no end is waited for")
+		}
+		select {
+		case <-r.changed:
+		default:
+			t.Error("nobody is told that the wait is over")
+		}
+	})
+}

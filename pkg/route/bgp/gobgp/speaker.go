@@ -147,22 +147,27 @@ func (s *Speaker) start(ctx context.Context) error {
 
 // event takes over what the library has heard.
 func (s *Speaker) event(e *api.WatchEventResponse) {
-	defer s.heard.wake()
+	news := false
 	if p := e.GetPeer(); p != nil && p.Type != api.WatchEventResponse_PeerEvent_END_OF_INIT {
 		if addr, err := netip.ParseAddr(p.GetPeer().GetState().GetNeighborAddress()); err == nil {
 			s.heard.session(addr, p.Peer.State.SessionState == api.PeerState_ESTABLISHED, time.Now())
+			news = true
 		}
 	}
 	for _, p := range e.GetTable().GetPaths() {
-		s.path(p)
+		peer, err := netip.ParseAddr(p.NeighborIp)
+		if err != nil {
+			continue // our own
+		}
+		s.path(peer, p)
+		news = news || p.Nlri == nil || !s.heard.midway(peer, time.Now())
+	}
+	if news {
+		s.heard.wake()
 	}
 }
 
-func (s *Speaker) path(p *api.Path) {
-	peer, err := netip.ParseAddr(p.NeighborIp)
-	if err != nil {
-		return // our own
-	}
+func (s *Speaker) path(peer netip.Addr, p *api.Path) {
 	if p.Nlri == nil { // End-of-RIB
 		for _, f := range families {
 			if f.family != bgp.RouteTargetRoute && p.Family.GetAfi() == f.afi && p.Family.GetSafi() == f.safi {
