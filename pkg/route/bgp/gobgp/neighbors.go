@@ -38,6 +38,16 @@ var families = []struct {
 	{api.Family_AFI_IP, api.Family_SAFI_ROUTE_TARGET_CONSTRAINTS, bgp.RouteTargetRoute},
 }
 
+// familyOf returns "" for a family that is none of ours.
+func familyOf(f *api.Family) bgp.Family {
+	for _, known := range families {
+		if known.afi == f.GetAfi() && known.safi == f.GetSafi() {
+			return known.family
+		}
+	}
+	return ""
+}
+
 // SetNeighbors implements bgp.Speaker.
 func (s *Speaker) SetNeighbors(ctx context.Context, want bgp.Neighbors) error {
 	s.mu.Lock()
@@ -233,11 +243,8 @@ func (s *Speaker) Status(ctx context.Context) ([]bgp.PeerStatus, error) {
 		}
 		st.RouterID, _ = netip.ParseAddr(p.State.RouterId)
 		for _, a := range p.AfiSafis {
-			f := a.State.GetFamily()
-			for _, known := range families {
-				if f.GetAfi() == known.afi && f.GetSafi() == known.safi {
-					st.Families = append(st.Families, bgp.FamilyStatus{Family: known.family, Received: a.State.Received})
-				}
+			if f := familyOf(a.State.GetFamily()); f != "" {
+				st.Families = append(st.Families, bgp.FamilyStatus{Family: f, Received: a.State.Received})
 			}
 		}
 		out = append(out, st)

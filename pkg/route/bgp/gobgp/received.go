@@ -2,15 +2,19 @@ package gobgp
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
 )
 
-// quiet is how long after a session has come up a peer that does not mark the
-// end of its first update is taken to have sent it.
-const quiet = 3 * time.Second
+// A peer that does not mark the end of its first update is taken to have sent it
+// when it has said nothing for quiet, or after longest.
+const (
+	quiet   = 3 * time.Second
+	longest = time.Minute
+)
 
 // routeID names a route of one peer.
 type routeID struct {
@@ -22,11 +26,22 @@ type routeID struct {
 type session struct {
 	up       bool
 	since    time.Time
-	finished bool // End-of-RIB has come for a family of VPN routes
+	heard    time.Time    // of its last route; zero: none yet
+	finished []bgp.Family // of VPN routes that End-of-RIB has come for
 }
 
 func (s session) synced(now time.Time) bool {
-	return s.up && (s.finished || now.Sub(s.since) >= quiet)
+	return s.up && (len(s.finished) > 0 || s.wait(now) <= 0)
+}
+
+// wait is how long the end of a first update that is not marked is waited for, if
+// nothing comes.
+func (s session) wait(now time.Time) time.Duration {
+	last := s.since
+	if s.heard.After(last) {
+		last = s.heard
+	}
+	return min(last.Add(quiet).Sub(now), s.since.Add(longest).Sub(now))
 }
 
 // route is what a peer has sent, and what has become of it.
@@ -65,10 +80,14 @@ func (r *received) wake() {
 }
 
 // put adds a route. One that is only said to be stale is not news.
-func (r *received) put(heard bgp.Route, stale bool) {
+func (r *received) put(heard bgp.Route, stale bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	id := routeID{heard.Peer, heard.NLRI}
+	if s := r.sessions[heard.Peer]; s.up && !stale && s.wait(now) > 0 {
+		s.heard = now
+		r.sessions[heard.Peer] = s
+	}
 	if have, known := r.routes[id]; known && stale {
 		have.stale = true
 		r.routes[id] = have
@@ -128,9 +147,24 @@ func (r *received) session(peer netip.Addr, up bool, now time.Time) {
 	}
 	r.sessions[peer] = session{up: up, since: now}
 	if up {
-		// Without an event, somebody must look when the wait is over.
-		time.AfterFunc(quiet, r.wake)
+		time.AfterFunc(quiet, func() { r.overdue(peer, now) })
 	}
+}
+
+// overdue wakes whoever looks when a session's first update is taken to have ended:
+// there is no event then.
+func (r *received) overdue(peer netip.Addr, since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sessions[peer]
+	if !s.up || !s.since.Equal(since) {
+		return // another session by now
+	}
+	if rest := s.wait(time.Now()); rest > 0 {
+		time.AfterFunc(rest, func() { r.overdue(peer, since) })
+		return
+	}
+	r.wake()
 }
 
 // finish notes the end of a peer's first update of a family: what was kept of it,
@@ -139,7 +173,9 @@ func (r *received) finish(peer netip.Addr, f bgp.Family) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.sessions[peer]
-	s.finished = true
+	if !slices.Contains(s.finished, f) {
+		s.finished = append(slices.Clone(s.finished), f)
+	}
 	r.sessions[peer] = s
 	for id, have := range r.routes {
 		if id.peer == peer && id.nlri.Family() == f && !have.until.IsZero() {
@@ -148,11 +184,11 @@ func (r *received) finish(peer netip.Addr, f bgp.Family) {
 	}
 }
 
-// midway tells whether a peer is in its first update: half of that is no news, and
-// judging it again and again would put off its end.
-func (r *received) midway(peer netip.Addr, now time.Time) bool {
+// midway tells whether a peer is in its first update of a family: half of that is no
+// news, and judging it again and again would put off its end.
+func (r *received) midway(peer netip.Addr, f bgp.Family, now time.Time) bool {
 	s := r.of(peer)
-	return s.up && !s.synced(now)
+	return s.up && !slices.Contains(s.finished, f) && s.wait(now) > 0
 }
 
 func (r *received) of(peer netip.Addr) session {

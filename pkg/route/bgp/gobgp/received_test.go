@@ -19,9 +19,9 @@ func TestKeptForTheRestartTime(t *testing.T) {
 	begin := func() *received {
 		r := newReceived(keep)
 		r.session(peer, true, time.Now())
-		r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false)
+		r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false, time.Now())
 		r.session(peer, false, time.Now())
-		r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, true)
+		r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, true, time.Now())
 		time.Sleep(time.Second)
 		r.remove(peer, samplePaths[0].NLRI, time.Now())
 		return r
@@ -36,7 +36,7 @@ func TestKeptForTheRestartTime(t *testing.T) {
 		{"a session without a first update", func(r *received) { r.session(peer, true, time.Now()) }, 1},
 		{"the first update ends without it", func(r *received) {
 			r.session(peer, true, time.Now())
-			r.put(bgp.Route{Path: other, Peer: peer}, false)
+			r.put(bgp.Route{Path: other, Peer: peer}, false, time.Now())
 			r.finish(peer, bgp.VPNv4)
 		}, 1},
 		{"the first update of another family", func(r *received) {
@@ -45,13 +45,13 @@ func TestKeptForTheRestartTime(t *testing.T) {
 		}, 1},
 		{"it is said again", func(r *received) {
 			r.session(peer, true, time.Now())
-			r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false)
+			r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false, time.Now())
 			r.finish(peer, bgp.VPNv4)
 			time.Sleep(keep)
 		}, 1},
 		{"it is said again, and withdrawn", func(r *received) {
 			r.session(peer, true, time.Now())
-			r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false)
+			r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false, time.Now())
 			r.remove(peer, samplePaths[0].NLRI, time.Now())
 		}, 0},
 		{"the peer is a neighbor no longer", func(r *received) { r.forget(peer) }, 0},
@@ -75,7 +75,7 @@ func TestNotKeptAfterAGoodbye(t *testing.T) {
 	peer := netip.MustParseAddr("192.168.4.4")
 	r := newReceived(20 * time.Second)
 	r.session(peer, true, time.Now())
-	r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false)
+	r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false, time.Now())
 	r.session(peer, false, time.Now())
 	r.remove(peer, samplePaths[0].NLRI, time.Now())
 	if got := r.list(); len(got) != 0 {
@@ -89,22 +89,32 @@ func TestFirstUpdateIsNewsAtItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		peer := netip.MustParseAddr("192.168.4.4")
 		r := newReceived(time.Minute)
-		if r.midway(peer, time.Now()) {
+		if r.midway(peer, bgp.VPNv4, time.Now()) {
 			t.Error("a peer without a session is in an update")
 		}
 		r.session(peer, true, time.Now())
-		if !r.midway(peer, time.Now()) {
+		if !r.midway(peer, bgp.VPNv4, time.Now()) {
 			t.Error("a session that has just come up is past its first update")
 		}
+		r.finish(peer, bgp.VPNv6)
+		if !r.midway(peer, bgp.VPNv4, time.Now()) {
+			t.Error("the end of another family's update was taken for that of this one's")
+		}
 		r.finish(peer, bgp.VPNv4)
-		if r.midway(peer, time.Now()) {
+		if r.midway(peer, bgp.VPNv4, time.Now()) {
 			t.Error("the end of the update was not heard")
 		}
 		r.session(peer, false, time.Now())
 		r.session(peer, true, time.Now())
-		time.Sleep(quiet)
+		time.Sleep(quiet / 2)
+		r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false, time.Now())
+		time.Sleep(quiet / 2)
+		if synctest.Wait(); !r.midway(peer, bgp.VPNv4, time.Now()) {
+			t.Error("a peer that goes on is taken to have ended")
+		}
+		time.Sleep(quiet / 2)
 		synctest.Wait()
-		if r.midway(peer, time.Now()) {
+		if r.midway(peer, bgp.VPNv4, time.Now()) {
 			t.Error("a peer that marks no end is waited for")
 		}
 		select {

@@ -147,48 +147,42 @@ func (s *Speaker) start(ctx context.Context) error {
 
 // event takes over what the library has heard.
 func (s *Speaker) event(e *api.WatchEventResponse) {
-	news := false
+	news, now := false, time.Now()
 	if p := e.GetPeer(); p != nil && p.Type != api.WatchEventResponse_PeerEvent_END_OF_INIT {
 		if addr, err := netip.ParseAddr(p.GetPeer().GetState().GetNeighborAddress()); err == nil {
-			s.heard.session(addr, p.Peer.State.SessionState == api.PeerState_ESTABLISHED, time.Now())
+			s.heard.session(addr, p.Peer.State.SessionState == api.PeerState_ESTABLISHED, now)
 			news = true
 		}
 	}
 	for _, p := range e.GetTable().GetPaths() {
-		peer, err := netip.ParseAddr(p.NeighborIp)
-		if err != nil {
-			continue // our own
-		}
-		s.path(peer, p)
-		news = news || p.Nlri == nil || !s.heard.midway(peer, time.Now())
+		news = s.path(p, now) || news
 	}
 	if news {
 		s.heard.wake()
 	}
 }
 
-func (s *Speaker) path(peer netip.Addr, p *api.Path) {
+// path takes over a path, and tells whether it is news.
+func (s *Speaker) path(p *api.Path, now time.Time) bool {
+	peer, err := netip.ParseAddr(p.NeighborIp)
+	family := familyOf(p.Family)
+	if err != nil || family == "" || family == bgp.RouteTargetRoute {
+		return false // our own, or none that becomes a route
+	}
 	if p.Nlri == nil { // End-of-RIB
-		for _, f := range families {
-			if f.family != bgp.RouteTargetRoute && p.Family.GetAfi() == f.afi && p.Family.GetSafi() == f.safi {
-				s.heard.finish(peer, f.family)
-			}
-		}
-		return
+		s.heard.finish(peer, family)
+		return true
 	}
 	if p.IsWithdraw {
 		if n, err := decodeNLRI(p); err == nil {
-			s.heard.remove(peer, n, time.Now())
+			s.heard.remove(peer, n, now)
 		}
-		return
-	}
-	r, err := decodeRoute(p)
-	switch {
-	case err == nil:
-		s.heard.put(r, p.Stale)
-	case !errors.Is(err, errNotOurs):
+	} else if r, err := decodeRoute(p); err == nil {
+		s.heard.put(r, p.Stale, now)
+	} else if !errors.Is(err, errNotOurs) {
 		s.log.Debug("route ignored", "peer", peer, "err", err)
 	}
+	return !s.heard.midway(peer, family, now)
 }
 
 // Received implements bgp.Speaker.
