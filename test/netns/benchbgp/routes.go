@@ -4,15 +4,19 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/intent"
+	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp"
 	"github.com/vpcproxy/vpcproxy/pkg/route/bgp/gobgp"
@@ -124,7 +128,7 @@ func measureReflected(ctx context.Context, lab *topo.Lab, n int, by string) erro
 		return err
 	}
 	defer func() { _ = announcer.Kill() }()
-	sample, err := sampleTables(ctx, agent.Machine)
+	sample, err := agent.sampleTables(ctx)
 	if err != nil {
 		return err
 	}
@@ -162,8 +166,8 @@ func (a *agent) withoutRoutes(ctx context.Context, n int, by string) error {
 // hearAll returns how long after the connection to the reflector so many routes
 // were in the kernel. Whoever measures keeps quiet meanwhile, for there is one
 // processor: until each table of a sample has its route, the others are not
-// listed.
-func (a *agent) hearAll(ctx context.Context, n int, sample []string) (time.Duration, error) {
+// listed, and no program is started.
+func (a *agent) hearAll(ctx context.Context, n int, sample []uint32) (time.Duration, error) {
 	var since time.Time
 	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		out, err := a.Run(ctx, "ss", "-tnH", "state", "established", "dst", topo.ControlAddress.String(), "dport", "=", ":179")
@@ -172,24 +176,59 @@ func (a *agent) hearAll(ctx context.Context, n int, sample []string) (time.Durat
 	}); err != nil {
 		return 0, err
 	}
-	show := "route show table " + strings.Join(sample, "\nroute show table ") + "\n"
-	if err := poll(ctx, 100*time.Millisecond, func() (bool, error) {
-		out, err := a.RunInput(ctx, show, "ip", "-batch", "-")
-		return strings.Count(out, " via ") == len(sample), err
-	}); err != nil {
-		return 0, err
-	}
-	err := awaitRoutes(ctx, a.Machine, n)
+	err := a.look(func(h kernel.Handle) error {
+		for _, table := range sample {
+			if err := poll(ctx, 20*time.Millisecond, func() (bool, error) {
+				return hasWays(ctx, h, kernel.RouteFilter{Table: table}, 1)
+			}); err != nil {
+				return fmt.Errorf("table %d: %w", table, err)
+			}
+		}
+		return poll(ctx, 300*time.Millisecond, func() (bool, error) {
+			return hasWays(ctx, h, kernel.RouteFilter{Protocol: desired.Protocol}, n)
+		})
+	})
 	return time.Since(since), err
 }
 
-// sampleTables returns some of the tables that attachments have.
-func sampleTables(ctx context.Context, m *topo.Machine) ([]string, error) {
-	out, err := m.Run(ctx, "sh", "-c", "ip route show table all proto 176 | sed -n 's/.* table \\([0-9]*\\) .*/\\1/p' | shuf -n 12")
-	if err != nil {
-		return nil, err
+// look reads the machine's kernel.
+func (a *agent) look(read func(kernel.Handle) error) error {
+	var host kernel.Host
+	if err := a.InNetwork(func() (err error) {
+		host, err = kernel.NewHost(kernel.HostOptions{})
+		return err
+	}); err != nil {
+		return err
 	}
-	return strings.Fields(out), nil
+	h, err := host.In("")
+	if err == nil {
+		err = read(h)
+	}
+	return errors.Join(err, host.Close())
+}
+
+// hasWays tells whether so many routes lead somewhere.
+func hasWays(ctx context.Context, h kernel.Handle, f kernel.RouteFilter, n int) (bool, error) {
+	routes, err := h.Routes(ctx, f)
+	for _, r := range routes {
+		if r.Via.IsValid() {
+			n--
+		}
+	}
+	return n == 0, err
+}
+
+// sampleTables returns some of the tables that attachments have.
+func (a *agent) sampleTables(ctx context.Context) (tables []uint32, err error) {
+	const size = 12
+	err = a.look(func(h kernel.Handle) error {
+		routes, err := h.Routes(ctx, kernel.RouteFilter{Protocol: desired.Protocol})
+		for _, i := range rand.Perm(len(routes))[:min(size, len(routes))] {
+			tables = append(tables, routes[i].Table)
+		}
+		return err
+	})
+	return tables, err
 }
 
 // announceAll announces from the proxy's machine, until the reflector has all.
