@@ -22,7 +22,8 @@
 //
 //  1. to or from a guarded link, of a known connection or related to one
 //     (ESTABLISHED, RELATED: replies, ICMP errors such as "fragmentation
-//     needed"): accepted if it comes from the guarded link;
+//     needed"): accepted if it comes from the guarded link, or goes to one that
+//     connections may be opened to from everywhere (7);
 //  2. from a guarded link, not understood by conntrack (INVALID): dropped;
 //  3. toward a link with source NAT, INVALID or UNTRACKED: dropped, because NAT
 //     leaves such packets alone and they would show an inner address;

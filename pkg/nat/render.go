@@ -160,6 +160,9 @@ func forward(n desired.NAT, f Family) []Rule {
 	for _, w := range n.Forward {
 		r := Rule{In: pattern(w.In), Out: pattern(w.Out), Action: Accept}
 		if r.In == "" {
+			if slices.Contains(translated, r.Out) { // or rule 4 refuses it
+				known = append(known, Rule{Out: r.Out, State: Known, Action: Accept})
+			}
 			open = append(open, r)
 		} else {
 			named = append(named, r)
