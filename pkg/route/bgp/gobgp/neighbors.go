@@ -20,7 +20,7 @@ const (
 	connectRetry = 2 * time.Second
 	// idleAfterReset is the pause after a session was ended by a
 	// notification.
-	idleAfterReset = 5 * time.Second
+	idleAfterReset = 2 * time.Second
 	// targetDeferral bounds the wait for a peer's route targets before
 	// routes are sent to it.
 	targetDeferral = 5 * time.Second
