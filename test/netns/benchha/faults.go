@@ -157,6 +157,7 @@ func (t *trial) prepare(ctx context.Context, o *outcome) error {
 		}
 		settling := time.Now()
 		wait(ctx, settle)
+		t.awaitAnswers(ctx, settling)
 		moved, err := t.findActive(ctx)
 		if err != nil {
 			return err
@@ -211,9 +212,7 @@ func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) 
 			settled.Format(time.StampMicro), after[0]-before[0], after[1]-before[1], t.daemons[to][0].Log()[logged:])
 	}
 	o.flows = t.crowd.Report().Flows
-	for deadline := time.Now().Add(given); time.Now().Before(deadline) && t.crowd.Answered(settled) < o.flows; {
-		wait(ctx, 50*time.Millisecond)
-	}
+	t.awaitAnswers(ctx, settled)
 	r := t.crowd.Report()
 	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets
 	o.median, o.longest = r.Median, r.Longest
@@ -222,6 +221,15 @@ func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) 
 	}
 	t.active = to
 	return t.repair(from)
+}
+
+// awaitAnswers waits until every connection is answered that has asked after a
+// moment, or is lost.
+func (t *trial) awaitAnswers(ctx context.Context, asked time.Time) {
+	flows := t.crowd.Report().Flows
+	for deadline := time.Now().Add(given); time.Now().Before(deadline) && t.crowd.Answered(asked) < flows; {
+		wait(ctx, 50*time.Millisecond)
+	}
 }
 
 // advert waits for the next advert of a proxy.
