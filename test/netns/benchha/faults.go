@@ -150,30 +150,34 @@ func (t *trial) gather(ctx context.Context) (anew bool, err error) {
 
 // prepare sees to a crowd of which every connection is answered.
 func (t *trial) prepare(ctx context.Context, o *outcome) error {
-	for range gatherings {
+	for i := range gatherings {
 		anew, err := t.gather(ctx)
 		if err != nil {
 			return err
 		}
 		settling := time.Now()
 		wait(ctx, settle)
-		t.awaitAnswers(ctx, settling)
+		t.awaitAnswers(ctx, settling, t.flows)
 		moved, err := t.findActive(ctx)
 		if err != nil {
 			return err
 		}
 		o.anew, o.moved = o.anew || anew, o.moved || moved
-		lost := t.crowd.Report().Flows - t.crowd.Answered(settling)
-		if lost == 0 {
+		r := t.crowd.Report()
+		o.flows, o.resets = t.crowd.Answered(settling), r.Resets // so far
+		lost := r.Flows - o.flows
+		o.early += lost
+		if lost > 0 {
+			t.progress("%d connections are lost before the fault: %v", lost, r.FirstError)
+		}
+		if lost == 0 || i == gatherings-1 { // then the fault meets those that are left
 			t.crowd.Forget()
 			o.before, err = t.pulse.Longest(settling)
 			return err
 		}
-		o.early += lost
-		t.progress("%d connections are lost before the fault: %v", lost, t.crowd.Report().FirstError)
 		t.disperse()
 	}
-	return errors.New("no crowd lasts until the fault")
+	return nil
 }
 
 func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) error) error {
@@ -211,10 +215,9 @@ func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) 
 		t.progress("fault at %v, %v to inject, claimed at %v; processor time in the 0.3 s after: %v of the other proxy, %v here\n%s", start.Format(time.StampMicro), o.cut,
 			settled.Format(time.StampMicro), after[0]-before[0], after[1]-before[1], t.daemons[to][0].Log()[logged:])
 	}
-	o.flows = t.crowd.Report().Flows
-	t.awaitAnswers(ctx, settled)
+	t.awaitAnswers(ctx, settled, o.flows)
 	r := t.crowd.Report()
-	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets
+	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets-o.resets
 	o.median, o.longest = r.Median, r.Longest
 	if o.stall, err = t.pulse.Longest(start); err != nil {
 		return err
@@ -223,10 +226,9 @@ func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) 
 	return t.repair(from)
 }
 
-// awaitAnswers waits until every connection is answered that has asked after a
-// moment, or is lost.
-func (t *trial) awaitAnswers(ctx context.Context, asked time.Time) {
-	flows := t.crowd.Report().Flows
+// awaitAnswers waits until so many connections have had an answer to what they asked
+// after a moment, but no longer than it takes to be lost.
+func (t *trial) awaitAnswers(ctx context.Context, asked time.Time, flows int) {
 	for deadline := time.Now().Add(given); time.Now().Before(deadline) && t.crowd.Answered(asked) < flows; {
 		wait(ctx, 50*time.Millisecond)
 	}
