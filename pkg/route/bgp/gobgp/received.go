@@ -10,10 +10,11 @@ import (
 )
 
 // A peer that does not mark the end of its first update is taken to have sent it
-// when it has said nothing for quiet, or after longest.
+// when it has said nothing for quiet, or after longest: what it withdraws meanwhile
+// is not heard before.
 const (
 	quiet   = 3 * time.Second
-	longest = time.Minute
+	longest = 10 * time.Second
 )
 
 // routeID names a route of one peer.

@@ -124,3 +124,20 @@ func TestFirstUpdateIsNewsAtItsEnd(t *testing.T) {
 		}
 	})
 }
+
+// A peer that marks no end and never stops is heard after a bounded time: what it
+// withdraws must not wait for a silence.
+func TestPeerThatNeverStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peer := netip.MustParseAddr("192.168.4.4")
+		r := newReceived(time.Minute)
+		r.session(peer, true, time.Now())
+		for range 11 {
+			time.Sleep(time.Second)
+			r.put(bgp.Route{Path: samplePaths[0], Peer: peer}, false, time.Now())
+		}
+		if synctest.Wait(); r.midway(peer, bgp.VPNv4, time.Now()) || !r.of(peer).synced(time.Now()) {
+			t.Error("it is waited for after eleven seconds")
+		}
+	})
+}
