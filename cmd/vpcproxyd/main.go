@@ -20,13 +20,20 @@ import (
 
 	"github.com/vpcproxy/vpcproxy/internal/agent"
 	"github.com/vpcproxy/vpcproxy/internal/config"
+	"github.com/vpcproxy/vpcproxy/internal/timerslack"
 	"github.com/vpcproxy/vpcproxy/internal/version"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	root := config.Root(version.Version, run)
+	root := config.Root(version.Version, func(cmd *cobra.Command, cfg *config.Config) error {
+		log := newLogger(cfg.Log)
+		if err := timerslack.Err(); err != nil {
+			log.Warn("the kernel will wake the agent more often than need be", "err", err)
+		}
+		return run(cmd, cfg, log)
+	})
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "vpcproxyd:", err)
 		stop()
@@ -34,8 +41,7 @@ func main() {
 	}
 }
 
-func run(cmd *cobra.Command, cfg *config.Config) error {
-	log := newLogger(cfg.Log)
+func run(cmd *cobra.Command, cfg *config.Config, log *slog.Logger) error {
 	a, err := agent.New(cmd.Context(), cfg, version.Version, log)
 	if err != nil {
 		return err
