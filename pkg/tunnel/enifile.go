@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -109,7 +110,12 @@ func (f eniFiles) all() (map[string]*eniFile, error) {
 
 // check refuses what put has never written: half of it would be lost.
 func (f *eniFile) check() error {
+	mac, err := net.ParseMAC(f.MAC)
 	switch {
+	case err != nil:
+		return fmt.Errorf("mac: %w", err)
+	case mac.String() != f.MAC:
+		return fmt.Errorf("mac: %q is not as the kernel writes it, %s", f.MAC, mac)
 	case f.Netns == "" || f.Name == "" || f.OwnName == "":
 		return fmt.Errorf("netns %q, name %q or ownName %q is missing", f.Netns, f.Name, f.OwnName)
 	case f.Phase != arriving && f.Phase != inside && f.Phase != leaving:

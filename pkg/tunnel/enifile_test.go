@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"encoding/json"
 	"log/slog"
 	"net/netip"
@@ -28,6 +29,8 @@ func FuzzENIFile(f *testing.F) {
 	f.Add(sample[:len(sample)/2])
 	f.Add([]byte(`{"mac":"02:00:00:00:00:01","addresses":[{"prefix":""}]}`))
 	f.Add([]byte(`{"mac":"02:00:00:00:00:01","netns":"vpx-a","name":"eth1","ownName":"eth1","phase":"inside","addresses":[]}`))
+	// Its name of the file is the same.
+	f.Add(bytes.Replace(sample, []byte(mac), []byte("02:00:00-00:00:01"), 1))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if err := os.WriteFile(files.path(mac), text, 0o600); err != nil {
 			t.Fatal(err)
