@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -109,9 +110,11 @@ func (s *Store) read(path string, pod netip.Addr) (b *intent.Binding, stale bool
 	if err := dec.Decode(&r); err != nil {
 		return nil, false, fmt.Errorf("cannot be read: %w", err)
 	}
+	// Not More, which a closing bracket ends.
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, false, errors.New("cannot be read: something follows the record")
+	}
 	switch {
-	case dec.More():
-		return nil, false, errors.New("cannot be read: more than one record")
 	case r.Version != recordVersion:
 		return nil, false, fmt.Errorf("is of version %d; this release reads %d", r.Version, recordVersion)
 	case r.Boot != s.boot:

@@ -159,6 +159,7 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Add([]byte(`{"version":1,"boot":"another"}`))
 	f.Add([]byte(`{"version":1,"boOt":""}`))
+	f.Add([]byte(`{"version":1}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if err := os.WriteFile(s.path(pod), text, 0o600); err != nil {
 			t.Fatal(err)
