@@ -152,7 +152,11 @@ func TestReadsAtIntervals(t *testing.T) {
 	far := filepath.Join(t.TempDir(), "file")
 	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(far, []byte(text), 0o644); err != nil {
+		// At once: it is never read while it is empty, which means the defaults.
+		if err := os.WriteFile(far+".new", []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(far+".new", far); err != nil {
 			t.Fatal(err)
 		}
 	}
