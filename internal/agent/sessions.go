@@ -175,13 +175,14 @@ var (
 	sessionApplied  = desc("session_changes_applied_total", "Changes taken over from the active proxy.")
 	sessionResyncs  = desc("session_resyncs_total", "Whole copies that were begun.")
 	sessionLost     = desc("session_lost_events_total", "Times that events were lost and the kernel's table was listed instead.")
+	sessionListings = desc("session_listings_total", "Times that the kernel's table was listed whole.")
 	sessionFailures = desc("session_errors_total", "Failed attempts to read or write the kernel's table.")
 )
 
 // Describe implements prometheus.Collector.
 func (*sessions) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{sessionEntries, sessionPending, sessionLag, sessionStandbys, sessionSent, sessionApplied,
-		sessionResyncs, sessionLost, sessionFailures} {
+		sessionResyncs, sessionLost, sessionListings, sessionFailures} {
 		out <- d
 	}
 }
@@ -203,6 +204,7 @@ func (s *sessions) Collect(out chan<- prometheus.Metric) {
 		metric(sessionApplied, prometheus.CounterValue, float64(g.Applied))
 		metric(sessionResyncs, prometheus.CounterValue, float64(g.Resyncs))
 		metric(sessionLost, prometheus.CounterValue, float64(g.LostEvents))
+		metric(sessionListings, prometheus.CounterValue, float64(g.Listings))
 		metric(sessionFailures, prometheus.CounterValue, float64(g.Failures))
 	}
 }

@@ -25,9 +25,10 @@ const (
 type Conn struct {
 	mu   sync.Mutex
 	sock *socket.Conn
+	raw  reader
 	seq  uint32
 	out  message
-	in   []byte
+	in   []byte // for lists
 }
 
 // Open opens the table of the namespace that is mounted at path, usually
@@ -38,7 +39,11 @@ func Open(path string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{sock: s, in: make([]byte, readBuffer)}, nil
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &Conn{sock: s, raw: raw, in: make([]byte, readBuffer)}, nil
 }
 
 // Close releases the namespace. Calls in progress end with an error.
@@ -257,28 +262,44 @@ func (c *Conn) exchange(ctx context.Context, first uint32, offset int, errs []er
 	if err := c.sock.Sendto(ctx, c.out.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send conntrack requests: %w", err)
 	}
-	for {
-		b, err := receive(ctx, c.sock, c.in)
+	b := borrow()
+	defer inboxes.Put(b)
+	got := outcomes{first: first, last: c.seq, offset: offset, errs: errs, answer: answer}
+	for !got.done {
+		n, err := b.await(ctx, c.sock, c.raw)
+		for i := 0; err == nil && i < n; i++ {
+			var d []byte
+			if d, err = b.datagram(i); err == nil {
+				err = frames(d, got.take)
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("read conntrack answers: %w", err)
 		}
-		done := false
-		err = frames(b, func(typ, _ uint16, seq uint32, body []byte) error {
-			i := seq - first
-			switch {
-			case i >= uint32(len(errs)): // a late answer to what was given up
-			case typ == unix.NLMSG_ERROR:
-				errs[i] = outcome(body)
-				done = done || seq == c.seq
-			case answer != nil:
-				return answer(offset+int(i), body)
-			}
-			return nil
-		})
-		if err != nil || done {
-			return err
-		}
 	}
+	return nil
+}
+
+// outcomes gathers what the kernel says about a chunk of requests.
+type outcomes struct {
+	first, last uint32 // sequence numbers
+	offset      int    // of the chunk among all requests
+	errs        []error
+	answer      func(i int, body []byte) error
+	done        bool
+}
+
+func (o *outcomes) take(typ, _ uint16, seq uint32, body []byte) error {
+	i := seq - o.first
+	switch {
+	case i >= uint32(len(o.errs)): // a late answer to what was given up
+	case typ == unix.NLMSG_ERROR:
+		o.errs[i] = outcome(body)
+		o.done = o.done || seq == o.last
+	case o.answer != nil:
+		return o.answer(o.offset+int(i), body)
+	}
+	return nil
 }
 
 // outcome is what an acknowledgement, or the end of a dump, says.

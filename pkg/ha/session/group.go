@@ -278,6 +278,7 @@ func (g *group) status() GroupStatus {
 		st.Applied += s.counts.applied.Load()
 		st.Resyncs += s.counts.resyncs.Load()
 		st.LostEvents += s.counts.lost.Load()
+		st.Listings += s.counts.listings.Load()
 		st.Failures += s.counts.failed.Load()
 	}
 	if !st.Active {

@@ -38,8 +38,8 @@ type Options struct {
 	// Age is how old a flow is at least, from when it is assured, before it
 	// is replicated.
 	Age time.Duration
-	// Refresh is the least time between two listings of a namespace's table;
-	// 0 is DefaultRefresh.
+	// Refresh is the least time between two listings of a namespace's table, and
+	// how often the entries of one at rest are counted; 0 is DefaultRefresh.
 	Refresh time.Duration
 	// Grace is how long a member on standby keeps flows in its kernel that the
 	// active one does not know; 0 is DefaultGrace.
@@ -257,7 +257,7 @@ type GroupStatus struct {
 	// Lag is how long the oldest change has waited for a standby's answer.
 	Lag time.Duration
 	// Counters since the start.
-	Sent, Applied, Resyncs, LostEvents, Failures uint64
+	Sent, Applied, Resyncs, LostEvents, Listings, Failures uint64
 }
 
 // Status returns every group's, ordered by name.

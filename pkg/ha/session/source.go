@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -37,8 +38,9 @@ type young struct {
 //
 // The kernel tells of a flow once, when it is assured. Most end soon; those that
 // are still there after a moment are looked up, and those alone replicated.
-// That a flow ends, or changes, is seen in listings: a flow that has ended
-// does no harm on a standby for that long.
+// That a flow ends, or changes, is seen in listings, for which there is a reason when
+// the number of entries has changed (census): a flow that has ended does no harm on a
+// standby for that long.
 type source struct {
 	*stream
 	listener *conntrack.Listener
@@ -70,6 +72,7 @@ func (s *stream) follow(ctx context.Context) error {
 	}
 	src := &source{stream: s, conn: conn}
 	s.mu.Lock()
+	s.census = census{}
 	if s.table.live > 0 {
 		src.list = time.Now().Add(calm)
 	}
@@ -102,8 +105,6 @@ func (s *source) turn(ctx context.Context) error {
 	switch {
 	case ctx.Err() != nil:
 		return nil
-	case errors.Is(err, conntrack.ErrLost):
-		s.missed()
 	case err == nil:
 		if !pause(ctx, gulp) {
 			return nil
@@ -120,6 +121,10 @@ func (s *source) turn(ctx context.Context) error {
 	if time.Now().Before(s.list) {
 		return nil
 	}
+	if s.unchanged(ctx) {
+		s.list = time.Now().Add(s.opts.Refresh)
+		return nil
+	}
 	if wait, ok := s.pace.start(); !ok {
 		s.list = time.Now().Add(wait)
 		return nil
@@ -130,10 +135,20 @@ func (s *source) turn(ctx context.Context) error {
 	return s.listing(ctx)
 }
 
+// unchanged tells whether a listing would find nothing.
+func (s *source) unchanged(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.atRest(ctx, s.conn)
+}
+
 // missed makes up for events that did not come.
 func (s *source) missed() {
 	s.counts.lost.Add(1)
 	s.list = time.Time{}
+	s.mu.Lock()
+	s.census = census{}
+	s.mu.Unlock()
 }
 
 func (s *source) drain() error {
@@ -252,6 +267,7 @@ func (s *source) listing(ctx context.Context) error {
 	s.mu.Lock()
 	s.table.begin()
 	s.mu.Unlock()
+	brief := uint32(math.MaxUint32)
 	entries := make([]conntrack.Entry, 0, batchLimit)
 	flush := func() {
 		s.mu.Lock()
@@ -266,6 +282,7 @@ func (s *source) listing(ctx context.Context) error {
 		if !alive(e) {
 			return
 		}
+		brief = min(brief, e.Timeout)
 		if entries = append(entries, *e); len(entries) == batchLimit {
 			flush()
 		}
@@ -283,6 +300,9 @@ func (s *source) listing(ctx context.Context) error {
 	if err := s.lookup(ctx, gone, true); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.counted(ctx, s.conn, brief)
+	s.mu.Unlock()
 	if s.quiet || s.opts.ChooseEvents == nil {
 		s.praise()
 	}

@@ -27,8 +27,9 @@ type stream struct {
 	// changed is called after the table has changed here, without mu.
 	changed func()
 
-	mu    sync.Mutex
-	table *table
+	mu     sync.Mutex
+	table  *table
+	census census
 	// What a standby has of the active member's table.
 	from struct {
 		epoch, seq uint64
@@ -46,7 +47,7 @@ type stream struct {
 
 	waiting atomic.Int64 // flows that are too young
 	counts  struct {
-		lost, failed, resyncs, sent, applied atomic.Uint64
+		lost, failed, resyncs, sent, applied, listings atomic.Uint64
 	}
 	complained atomic.Bool
 }

@@ -16,13 +16,14 @@ import (
 // reader from before the oldest one starts over.
 //
 // Slots refer to each other by number and hold no pointer: a table of 100,000
-// flows costs the garbage collector nothing. It is not safe for concurrent use.
+// flows costs the garbage collector nothing (arena). It is not safe for concurrent use.
 type table struct {
 	epoch uint64 // numbers of another epoch mean nothing
 	seq   uint64 // of the last change
 	floor uint64 // tombstones up to this one are gone
 
-	index  map[conntrack.Tuple]uint32
+	index  index
+	arena  *arena
 	chunks [][]slot
 	free   []uint32
 	used   uint32 // slots ever used
@@ -66,8 +67,9 @@ const (
 )
 
 func newTable(epoch uint64) *table {
-	t := &table{epoch: epoch, index: map[conntrack.Tuple]uint32{}, cursors: map[*cursor]struct{}{}}
-	t.chunks = [][]slot{make([]slot, slotsPerChunk)}
+	t := &table{epoch: epoch, index: newIndex(), cursors: map[*cursor]struct{}{}}
+	t.arena = newArena(t)
+	t.chunks = [][]slot{t.arena.chunk()}
 	t.used = 1
 	return t
 }
@@ -88,7 +90,7 @@ var processStart = time.Now()
 
 // get returns the flow's slot, or nil. It is valid until the next change.
 func (t *table) get(k *conntrack.Tuple) *slot {
-	if i, ok := t.index[*k]; ok {
+	if i, ok := t.find(k); ok {
 		if s := t.slot(i); !s.dead {
 			return s
 		}
@@ -98,25 +100,27 @@ func (t *table) get(k *conntrack.Tuple) *slot {
 
 // put adds a flow or replaces what is known of it, as the newest change.
 func (t *table) put(e *conntrack.Entry) {
-	i, ok := t.index[e.Orig]
-	if !ok {
+	i, known := t.find(&e.Orig)
+	if !known {
 		i = t.allocate()
-		t.index[e.Orig] = i
 	} else {
 		t.unlink(i)
 	}
 	s := t.slot(i)
-	if ok && !s.dead {
+	if known && !s.dead {
 		t.count(&s.entry, -1)
 	}
 	s.entry, s.deadline, s.dead, s.sweep = *e, now()+int64(e.Timeout), false, t.sweep
+	if !known {
+		t.enter(i)
+	}
 	t.count(e, 1)
 	t.append(i)
 }
 
 // end takes a flow out; it reports whether it was there.
 func (t *table) end(k *conntrack.Tuple) bool {
-	i, ok := t.index[*k]
+	i, ok := t.find(k)
 	if !ok || t.slot(i).dead {
 		return false
 	}
@@ -146,7 +150,7 @@ func (t *table) bury() {
 	}
 	t.floor = g.seq
 	t.unlink(g.at)
-	delete(t.index, s.entry.Orig)
+	t.forget(g.at)
 	*s = slot{}
 	t.free = append(t.free, g.at)
 }
@@ -160,7 +164,7 @@ func (t *table) allocate() uint32 {
 	i := t.used
 	t.used++
 	if int(i/slotsPerChunk) == len(t.chunks) {
-		t.chunks = append(t.chunks, make([]slot, slotsPerChunk))
+		t.chunks = append(t.chunks, t.arena.chunk())
 	}
 	return i
 }

@@ -81,7 +81,7 @@ func TestWhatAStandbyWasAboutToWriteIsNotWritten(t *testing.T) {
 		}
 	}
 	before := has(t, conn)
-	w, err := s.difference(ctx)
+	w, err := s.difference(ctx, conn)
 	if err != nil || len(w.create) != ended || len(w.remove) != begun {
 		t.Fatalf("%d to create, %d to remove, %v; want %d and %d", len(w.create), len(w.remove), err, ended, begun)
 	}
