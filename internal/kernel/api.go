@@ -141,6 +141,12 @@ type Rule struct {
 	Other    bool
 }
 
+// LinkNames are the names of a namespace's links.
+type LinkNames struct {
+	ByIndex map[int]string
+	ByName  map[string]int
+}
+
 // Handle works in one network namespace. It is safe for concurrent use. All
 // batch methods return one error per item, nil for success; one item's failure
 // does not stop the others. When the namespace has been deleted every method fails
@@ -154,6 +160,11 @@ type Handle interface {
 	Links(ctx context.Context) ([]Link, error)
 	// LinkByName returns ErrNotFound if there is none.
 	LinkByName(ctx context.Context, name string) (Link, error)
+	// LinkNames says how all links are called. What was done to links before the
+	// call is always seen; while nothing is, it costs one system call in the
+	// agent's own namespace, however many links there are. The maps must not be
+	// changed.
+	LinkNames(ctx context.Context) (LinkNames, error)
 	// LinkStats returns the counters of all links, by index.
 	LinkStats(ctx context.Context) (map[int]LinkStats, error)
 	// CreateGRE makes a multipoint GRE device in this namespace, down; mtu 0

@@ -246,6 +246,9 @@ type handle struct {
 	conn   *conn           // batches and the other listings
 	closed bool
 
+	parameters parameters
+	linkMemo   linkMemo
+
 	extra      sync.Mutex    // over what is opened when it is first needed
 	answers    *conn         // AnswerNeighbors
 	tracking   *conn         // Flows
@@ -300,6 +303,8 @@ func (h *handle) close() error {
 	if h.nl != nil {
 		h.nl.Close()
 	}
+	h.parameters.close()
+	h.linkMemo.forget()
 	return errors.Join(err, h.ns.Close())
 }
 

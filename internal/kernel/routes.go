@@ -38,7 +38,11 @@ func (h *handle) routes(ctx context.Context, f RouteFilter) ([]Route, error) {
 		if err != nil && !errors.Is(classify(err), ErrNotFound) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
-		all = append(all, some...)
+		if len(all) == 0 {
+			all = some // not copied
+		} else {
+			all = append(all, some...)
+		}
 	}
 	return all, nil
 }

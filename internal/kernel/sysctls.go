@@ -26,19 +26,23 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 	return value, err
 }
 
-// Sysctls goes to the namespace once: that takes five times as long as reading a
-// parameter.
+// Sysctls goes to the namespace once, and only for what it has not read before: that
+// takes five times as long as reading a parameter.
 func (h *handle) Sysctls(ctx context.Context, names []string) (map[string]string, error) {
 	values := make(map[string]string, len(names))
 	err := h.use(ctx, func() error {
+		rest := h.parameters.read(names, values)
+		if len(rest) == 0 {
+			return nil
+		}
 		return h.visit(func() error {
-			for _, name := range names {
-				value, err := readSysctl(h.host.sysctls, name)
+			for _, name := range rest {
+				value, err := h.parameters.load(h.host.sysctls, name)
 				if errors.Is(classify(err), ErrNotFound) {
 					continue
 				}
 				if err != nil {
-					return err
+					return fmt.Errorf("read sysctl: %w", err)
 				}
 				values[name] = value
 			}
@@ -67,42 +71,16 @@ func readSysctl(dir, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	value, err := readParameter(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("read sysctl: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	value, err := readWhole(int(file.Fd()))
 	if err != nil {
 		return "", fmt.Errorf("read sysctl: %w", &os.PathError{Op: "read", Path: path, Err: err})
 	}
-	return strings.TrimSpace(string(value)), nil
-}
-
-// readParameter makes three system calls where os.ReadFile makes eight: each
-// tunnel device has parameters, and a thousand devices are read at once.
-func readParameter(path string) ([]byte, error) {
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	var value []byte
-	for {
-		var part [4096]byte // most are a few bytes long
-		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, part[:]) })
-		if err != nil {
-			return nil, err
-		}
-		value = append(value, part[:n]...)
-		if n < len(part) {
-			return value, nil
-		}
-	}
-}
-
-func ignoringEINTR(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
-		}
-	}
+	return value, nil
 }
 
 func writeSysctl(dir, name, value string) error {

@@ -101,6 +101,25 @@ func (m *machine) link(h kernel.Handle, name string) kernel.Link {
 	return l
 }
 
+func (m *machine) linkNames(h kernel.Handle) kernel.LinkNames {
+	m.Helper()
+	names, err := h.LinkNames(m.Context())
+	m.ok(err)
+	return names
+}
+
+// listedNames is what linkNames must be.
+func (m *machine) listedNames(h kernel.Handle) kernel.LinkNames {
+	m.Helper()
+	links, err := h.Links(m.Context())
+	m.ok(err)
+	names := kernel.LinkNames{ByIndex: map[int]string{}, ByName: map[string]int{}}
+	for _, l := range links {
+		names.ByIndex[l.Index], names.ByName[l.Name] = l.Name, l.Index
+	}
+	return names
+}
+
 // eventually polls for what the kernel does in its own time.
 func (m *machine) eventually(what string, f func() bool) {
 	m.Helper()

@@ -55,6 +55,34 @@ var sysctlContract = map[string]func(*testing.T, *machine){
 		_, err = h.Sysctls(ctx, []string{"net/ipv4/ip_forward", "kernel/hostname"})
 		m.fails(err)
 	},
+	"many, again": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		h := m.namespace("vpx-a")
+		l := m.tunnel(h, "vpx-1", 7)
+		m.tunnel(h, "vpx-2", 8)
+		names := []string{"net/ipv4/conf/vpx-1/rp_filter", "net/ipv4/conf/vpx-2/rp_filter", "net/ipv4/conf/vpx-3/rp_filter"}
+		expect := func(when string, want map[string]string) {
+			t.Helper()
+			for range 2 {
+				if got, err := h.Sysctls(ctx, names); err != nil || !maps.Equal(got, want) {
+					t.Errorf("%s: got %v, %v, want %v", when, got, err, want)
+				}
+			}
+		}
+		m.ok(h.SetSysctl(ctx, names[0], "2"))
+		m.ok(h.SetSysctl(ctx, names[1], "0"))
+		expect("at first", map[string]string{names[0]: "2", names[1]: "0"})
+		m.ok(h.SetSysctl(ctx, names[0], "1"))
+		expect("changed", map[string]string{names[0]: "1", names[1]: "0"})
+		m.ok(h.SetLinkUp(ctx, l.Index, false))
+		m.ok(h.SetLinkName(ctx, l.Index, "vpx-3"))
+		expect("with the device renamed", map[string]string{names[1]: "0", names[2]: "1"})
+		m.ok(h.DeleteLink(ctx, l.Index))
+		expect("with the device deleted", map[string]string{names[1]: "0"})
+		m.tunnel(h, "vpx-1", 7)
+		m.ok(h.SetSysctl(ctx, names[0], "2"))
+		expect("with another device of the name", map[string]string{names[0]: "2", names[1]: "0"})
+	},
 	"absent": func(t *testing.T, m *machine) {
 		_, err := m.own.Sysctl(t.Context(), "net/ipv4/absent")
 		m.is(err, kernel.ErrNotFound)

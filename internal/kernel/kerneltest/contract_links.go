@@ -2,6 +2,7 @@ package kerneltest
 
 import (
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
@@ -39,6 +40,35 @@ var linkContract = map[string]func(*testing.T, *machine){
 		if s, ok := stats[l.Index]; !ok || s.RxBytes != 0 || s.RxPackets != 0 || s.RxErrors != 0 {
 			t.Errorf("a new link has received %+v", s)
 		}
+	},
+	"names follow every change": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		other := m.namespace("vpx-a")
+		step := func(what string, errs ...error) {
+			t.Helper()
+			m.allOK(errs)
+			for _, h := range []kernel.Handle{m.own, other, m.own} { // the second time as remembered
+				if got, want := m.linkNames(h), m.listedNames(h); !reflect.DeepEqual(got, want) {
+					t.Fatalf("%s: got %v, want %v", what, got, want)
+				}
+			}
+		}
+		step("at the beginning")
+		one, two := m.tunnel(m.own, "vpx-1", 1).Index, m.tunnel(m.own, "vpx-2", 2).Index
+		step("made")
+		step("renamed", m.own.SetLinkUp(ctx, one, false), m.own.SetLinkName(ctx, one, "vpx-3"))
+		step("the name goes to another", m.own.SetLinkUp(ctx, two, false), m.own.SetLinkName(ctx, two, "vpx-1"))
+		step("they change places", m.own.SetLinkName(ctx, two, "vpx-4"), m.own.SetLinkName(ctx, one, "vpx-1"), m.own.SetLinkName(ctx, two, "vpx-3"))
+		step("nothing of the name", m.own.SetLinkMTU(ctx, one, 1300), m.own.SetLinkUp(ctx, two, true))
+		step("deleted", m.own.DeleteLink(ctx, one))
+		m.tunnel(m.own, "vpx-1", 1)
+		step("made again")
+		step("moved away", m.own.MoveLink(ctx, two, "vpx-a"))
+		step("renamed there", other.SetLinkName(ctx, m.link(other, "vpx-3").Index, "vpx-5"))
+		step("moved back", other.MoveLink(ctx, m.link(other, "vpx-5").Index, ""))
+		m.ok(m.host.DeleteNamespace(ctx, "vpx-a"))
+		_, err := other.LinkNames(ctx)
+		m.is(err, kernel.ErrNotFound)
 	},
 	"names and keys are unique": func(t *testing.T, m *machine) {
 		ctx := t.Context()

@@ -109,6 +109,17 @@ func (h *handle) Links(ctx context.Context) ([]kernel.Link, error) {
 	return all, err
 }
 
+func (h *handle) LinkNames(ctx context.Context) (kernel.LinkNames, error) {
+	names := kernel.LinkNames{ByIndex: map[int]string{}, ByName: map[string]int{}}
+	err := h.list(ctx, "LinkNames", func(s *space) error {
+		for _, l := range s.links {
+			names.ByIndex[l.Index], names.ByName[l.Name] = l.Name, l.Index
+		}
+		return nil
+	})
+	return names, err
+}
+
 func (h *handle) LinkStats(ctx context.Context) (map[int]kernel.LinkStats, error) {
 	all := map[int]kernel.LinkStats{}
 	err := h.list(ctx, "LinkStats", func(s *space) error {
