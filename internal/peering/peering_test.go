@@ -366,3 +366,37 @@ func FuzzLoadMemory(f *testing.F) {
 		}
 	})
 }
+
+// What is believed is handed over in one order, whatever the map's: that it is
+// the same as before is seen by comparing it.
+func TestBelievedInOrder(t *testing.T) {
+	table := NewTable("host", testCfg, time.Second)
+	var want []bgp.Route
+	for _, n := range []bgp.NLRI{
+		{RD: bgp.RouteDistinguisher{Admin: 1, Number: 7}, Prefix: prefix("10.0.0.0/8")},
+		{RD: bgp.RouteDistinguisher{Admin: 1, Number: 70}, Prefix: prefix("9.0.0.0/8")},
+		{RD: bgp.RouteDistinguisher{Admin: 1, Number: 70}, Prefix: prefix("10.0.0.0/8")},
+		{RD: bgp.RouteDistinguisher{Admin: 1, Number: 70}, Prefix: prefix("10.0.0.0/9")},
+		{RD: bgp.RouteDistinguisher{Admin: 1, Number: 70}, Prefix: prefix("fd00::/8")},
+		{RD: bgp.RouteDistinguisher{Admin: 2}, Prefix: prefix("9.0.0.0/8")},
+	} {
+		want = append(want, bgp.Route{Path: bgp.Path{NLRI: n}})
+	}
+	table.Restore(want)
+	if got := table.Believed(); !slices.EqualFunc(got, want, Same) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for _, change := range []func(*bgp.Route){
+		func(r *bgp.Route) { r.NextHop = proxy1 },
+		func(r *bgp.Route) { r.Targets = []bgp.Target{{ASN: 1}} },
+		func(r *bgp.Route) { r.Peer = proxy1 },
+		func(r *bgp.Route) { r.Originator = proxy1 },
+		func(r *bgp.Route) { r.Reflected = true },
+		func(r *bgp.Route) { r.Seq++ },
+	} {
+		other := want[0]
+		if change(&other); Same(other, want[0]) {
+			t.Errorf("%+v is taken for %+v", other, want[0])
+		}
+	}
+}

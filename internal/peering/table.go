@@ -3,7 +3,6 @@ package peering
 import (
 	"cmp"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -31,7 +30,14 @@ type Table struct {
 	mark    uint64 // newest Seq when it became deaf
 	newest  uint64
 	kept    map[bgp.NLRI]bgp.Route // of before it became deaf, not heard again
-	believe map[bgp.NLRI]bgp.Route // as of the last Update
+	believe map[bgp.NLRI]belief    // as of the last Update
+	version uint64
+}
+
+// belief is a route that is believed, and what it says.
+type belief struct {
+	bgp.Route
+	Verdict
 }
 
 // NewTable returns a table for a node. settle is how long after the first
@@ -39,7 +45,7 @@ type Table struct {
 func NewTable(node string, cfg Config, settle time.Duration) *Table {
 	return &Table{
 		node: node, cfg: cfg, settle: settle, judge: newJudge(node, nil, cfg), deaf: true,
-		kept: map[bgp.NLRI]bgp.Route{}, believe: map[bgp.NLRI]bgp.Route{},
+		kept: map[bgp.NLRI]bgp.Route{}, believe: map[bgp.NLRI]belief{},
 	}
 }
 
@@ -52,9 +58,10 @@ func (t *Table) SetIntent(set *intent.Set) {
 func (t *Table) Restore(routes []bgp.Route) {
 	for _, r := range routes {
 		t.kept[r.NLRI] = r
-		t.believe[r.NLRI] = r
+		t.believe[r.NLRI] = belief{Route: r}
 	}
 	t.heard = t.heard || len(routes) > 0
+	t.version++
 }
 
 // Judged is a route and what is thought of it.
@@ -72,7 +79,8 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session
 	synced := slices.ContainsFunc(sessions, func(s bgp.Session) bool { return s.Synced })
 	up := slices.ContainsFunc(sessions, func(s bgp.Session) bool { return s.Established })
 	t.listen(now, up, synced)
-	believed := map[bgp.NLRI]bgp.Route{}
+	believed := make(map[bgp.NLRI]belief, len(routes))
+	judged = make([]Judged, 0, len(routes))
 	for _, r := range routes {
 		t.newest = max(t.newest, r.Seq)
 		v := t.judge.judge(r)
@@ -81,8 +89,8 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session
 		if v.Reason != Accepted || old && t.drained(v) {
 			continue
 		}
-		if have, ok := believed[r.NLRI]; !ok || better(r, have) {
-			believed[r.NLRI] = r
+		if have, ok := believed[r.NLRI]; !ok || better(r, have.Route) {
+			believed[r.NLRI] = belief{r, v}
 		}
 		if !old {
 			delete(t.kept, r.NLRI) // from now on, what neighbors say counts
@@ -95,10 +103,11 @@ func (t *Table) Update(now time.Time, routes []bgp.Route, sessions []bgp.Session
 		v := t.judge.judge(r)
 		judged = append(judged, Judged{Route: r, Verdict: v, Kept: true})
 		if v.Reason == Accepted && !t.drained(v) {
-			believed[n] = r
+			believed[n] = belief{r, v}
 		}
 	}
 	t.believe = believed
+	t.version++
 	unsure := t.deaf || now.Sub(t.since) < t.settle
 	if unsure && !t.deaf {
 		again = t.since.Add(t.settle)
@@ -121,8 +130,8 @@ func (t *Table) listen(now time.Time, up, synced bool) {
 	switch {
 	case !up && !t.deaf:
 		t.deaf, t.mark = true, t.newest
-		for n, r := range t.believe {
-			t.kept[n] = r
+		for n, b := range t.believe {
+			t.kept[n] = b.Route
 		}
 	case synced && t.deaf:
 		t.deaf, t.heard, t.since = false, true, now
@@ -140,42 +149,53 @@ func better(r, s bgp.Route) bool {
 	return r.Peer.Less(s.Peer)
 }
 
+// Version grows whenever what is believed may have changed.
+func (t *Table) Version() uint64 { return t.version }
+
 // Believed returns what to hand to Restore after a restart, sorted.
 func (t *Table) Believed() []bgp.Route {
 	out := make([]bgp.Route, 0, len(t.believe))
-	for _, r := range t.believe {
-		r.Seq = 0
-		out = append(out, r)
+	for _, b := range t.believe {
+		b.Seq = 0
+		out = append(out, b.Route)
 	}
-	slices.SortFunc(out, func(a, b bgp.Route) int { return cmp.Compare(a.NLRI.String(), b.NLRI.String()) })
+	slices.SortFunc(out, func(a, b bgp.Route) int { return a.NLRI.Compare(b.NLRI) })
 	return out
 }
 
 // Same tells whether two routes of Believed are equal.
-func Same(a, b bgp.Route) bool { return reflect.DeepEqual(a, b) }
+func Same(a, b bgp.Route) bool {
+	return a.Path.Equal(b.Path) && a.Peer == b.Peer && a.Originator == b.Originator && a.Reflected == b.Reflected && a.Seq == b.Seq
+}
 
 // alive sums up what is believed. A group that announces some of an
 // attachment's subnets only is not complete yet, and counts when it is.
 func (t *Table) alive() *plan.Live {
-	live := &plan.Live{Gateways: map[string][]plan.Gateway{}, Moved: map[netip.Addr]netip.Addr{}}
+	live := &plan.Live{Gateways: make(map[string][]plan.Gateway, len(t.believe)), Moved: map[netip.Addr]netip.Addr{}}
 	type service struct{ attachment, group string }
-	found, preference := map[service]int{}, map[service]uint32{}
-	for _, r := range t.believe {
-		v := t.judge.judge(r)
-		if v.Host != "" {
-			if n := t.set.Node(v.Host); n.Spec.UnderlayAddress != r.NextHop {
-				live.Moved[r.Prefix.Addr()] = r.NextHop
+	type said struct {
+		routes     int
+		preference uint32 // the least
+	}
+	found := make(map[service]said, len(t.believe))
+	for _, b := range t.believe {
+		if b.Host != "" {
+			if n := t.set.Node(b.Host); n.Spec.UnderlayAddress != b.NextHop {
+				live.Moved[b.Prefix.Addr()] = b.NextHop
 			}
 			continue
 		}
-		s := service{v.Attachment, v.Group}
-		if found[s]++; found[s] == 1 || v.Preference < preference[s] {
-			preference[s] = v.Preference
+		s := service{b.Attachment, b.Group}
+		have, again := found[s]
+		if !again || b.Preference < have.preference {
+			have.preference = b.Preference
 		}
+		have.routes++
+		found[s] = have
 	}
-	for s, n := range found {
-		if a := t.set.Attachment(s.attachment); n == len(a.Spec.CIDRs) {
-			live.Gateways[s.attachment] = append(live.Gateways[s.attachment], plan.Gateway{Group: s.group, Preference: preference[s]})
+	for s, have := range found {
+		if a := t.set.Attachment(s.attachment); have.routes == len(a.Spec.CIDRs) {
+			live.Gateways[s.attachment] = append(live.Gateways[s.attachment], plan.Gateway{Group: s.group, Preference: have.preference})
 		}
 	}
 	for _, list := range live.Gateways {

@@ -45,7 +45,7 @@ func (n *Nexthops) List(ctx context.Context) (map[desired.NexthopKey]desired.Nex
 	if len(all) == 0 {
 		return out, nil
 	}
-	_, names, err := owned.Indexes(ctx, h, anyLink)
+	names, err := h.LinkNames(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (n *Nexthops) List(ctx context.Context) (map[desired.NexthopKey]desired.Nex
 		}
 		v := desired.Nexthop{Via: have.Via, Onlink: have.Onlink, Members: have.Members, Resilient: have.Resilient, IdleSeconds: have.IdleSeconds}
 		if !v.IsGroup() {
-			v.Link = names[have.Link]
+			v.Link = names.ByIndex[have.Link]
 		}
 		if have.Other {
 			v = desired.Nexthop{} // nobody can want this
@@ -98,7 +98,7 @@ func netnsOfNexthop(it nexthopItem) string { return it.Key.Netns }
 // UpsertBatch implements [reconcile.Batcher]: next hops first, then groups.
 func (n *Nexthops) UpsertBatch(ctx context.Context, items []nexthopItem) []error {
 	return owned.Batch(ctx, n.host, items, netnsOfNexthop, func(h kernel.Handle, items []nexthopItem) []error {
-		links, _, err := owned.Indexes(ctx, h, anyLink)
+		names, err := h.LinkNames(ctx)
 		if err != nil {
 			return owned.Repeat(err, len(items))
 		}
@@ -113,7 +113,7 @@ func (n *Nexthops) UpsertBatch(ctx context.Context, items []nexthopItem) []error
 				return k, nil
 			}
 			var ok bool
-			if k.Link, ok = links[v.Link]; !ok {
+			if k.Link, ok = names.ByName[v.Link]; !ok {
 				return k, fmt.Errorf("nexthop %d: link %s: %w", it.Key.ID, v.Link, kernel.ErrNotFound)
 			}
 			return k, nil

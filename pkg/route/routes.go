@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
@@ -21,10 +20,6 @@ import (
 // as an IPv4 route has, and 1024 is not to be asked for.
 type Routes struct {
 	host kernel.Host
-	// links is what the last List has seen of each namespace, for the
-	// write that follows: listing ten thousand links takes longer than
-	// writing as many routes.
-	links map[string]map[string]int
 }
 
 type routeItem = reconcile.Item[desired.RouteKey, desired.Route]
@@ -51,17 +46,19 @@ func (*Routes) Name() string { return "routes" }
 // List implements [reconcile.Kind].
 func (r *Routes) List(ctx context.Context) (map[desired.RouteKey]desired.Route, error) {
 	out := map[desired.RouteKey]desired.Route{}
-	r.links = map[string]map[string]int{}
 	err := owned.VisitAll(ctx, r.host, func(netns string, h kernel.Handle) error {
 		routes, err := h.Routes(ctx, kernel.RouteFilter{Protocol: desired.Protocol})
 		if err != nil || len(routes) == 0 {
 			return err
 		}
-		links, names, err := owned.Indexes(ctx, h, anyLink)
+		// After the routes: a link that one leads to is named by now.
+		names, err := h.LinkNames(ctx)
 		if err != nil {
 			return err
 		}
-		r.links[netns] = links
+		if len(out) == 0 {
+			out = make(map[desired.RouteKey]desired.Route, len(routes))
+		}
 		for _, have := range routes {
 			if have.TOS != 0 {
 				continue // another route than the one of its key
@@ -71,7 +68,7 @@ func (r *Routes) List(ctx context.Context) (map[desired.RouteKey]desired.Route, 
 				k.Metric = 0
 			}
 			if _, twice := out[k]; !twice { // the kernel uses the first
-				out[k] = shown(have, names)
+				out[k] = shown(have, names.ByIndex)
 			}
 		}
 		return nil
@@ -81,8 +78,6 @@ func (r *Routes) List(ctx context.Context) (map[desired.RouteKey]desired.Route, 
 	}
 	return out, nil
 }
-
-func anyLink(kernel.Link) bool { return true }
 
 func shown(have kernel.Route, names map[int]string) desired.Route {
 	r := desired.Route{Link: names[have.Link], Via: have.Via, Onlink: have.Onlink, Source: have.Source, Nexthop: have.Nexthop}
@@ -146,12 +141,12 @@ func netnsOfRoute(it routeItem) string { return it.Key.Netns }
 // UpsertBatch implements [reconcile.Batcher].
 func (r *Routes) UpsertBatch(ctx context.Context, items []routeItem) []error {
 	return owned.Batch(ctx, r.host, items, netnsOfRoute, func(h kernel.Handle, items []routeItem) []error {
-		links, err := r.indexes(ctx, h, items)
+		names, err := h.LinkNames(ctx)
 		if err != nil {
 			return owned.Repeat(err, len(items))
 		}
 		return owned.Translate(items,
-			func(it routeItem) (kernel.Route, error) { return toKernel(it, links) },
+			func(it routeItem) (kernel.Route, error) { return toKernel(it, names.ByName) },
 			func(rs []kernel.Route) []error {
 				errs := h.ReplaceRoutes(ctx, rs)
 				for i, err := range errs {
@@ -162,19 +157,6 @@ func (r *Routes) UpsertBatch(ctx context.Context, items []routeItem) []error {
 				return errs
 			})
 	})
-}
-
-// indexes returns the links of the namespace that all items are in: as listed last,
-// once, if that has all that are asked for.
-func (r *Routes) indexes(ctx context.Context, h kernel.Handle, items []routeItem) (map[string]int, error) {
-	netns := items[0].Key.Netns
-	links, ok := r.links[netns]
-	delete(r.links, netns) // a write that is tried again looks anew
-	if ok && !slices.ContainsFunc(items, func(it routeItem) bool { return it.Value.Link != "" && links[it.Value.Link] == 0 }) {
-		return links, nil
-	}
-	links, _, err := owned.Indexes(ctx, h, anyLink)
-	return links, err
 }
 
 // ours tells whether a table is one that we alone fill: all that we write to

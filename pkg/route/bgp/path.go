@@ -58,6 +58,12 @@ type NLRI struct {
 // String is the customary form, such as 1124:4097:172.16.101.0/24.
 func (n NLRI) String() string { return n.RD.String() + ":" + n.Prefix.String() }
 
+// Compare orders routes.
+func (n NLRI) Compare(o NLRI) int {
+	return cmp.Or(cmp.Compare(n.RD.Admin, o.RD.Admin), cmp.Compare(n.RD.Number, o.RD.Number),
+		n.Prefix.Addr().Compare(o.Prefix.Addr()), cmp.Compare(n.Prefix.Bits(), o.Prefix.Bits()))
+}
+
 // Family is VPNv4 or VPNv6.
 func (n NLRI) Family() Family {
 	if n.Prefix.Addr().Is4() {

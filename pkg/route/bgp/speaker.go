@@ -70,6 +70,9 @@ type Options struct {
 	// every other, a thousand of them would be a million messages. It must ask
 	// for everything itself.
 	Reflector bool
+	// Relay says that nobody goes by Received: routes are passed on, and listed
+	// for people. They make no Changes, and are Received as they come.
+	Relay bool
 	// Announcers, if not empty, are the only neighbors of which routes with
 	// a target specific to the AS are accepted.
 	Announcers []netip.Prefix
@@ -101,7 +104,9 @@ type Speaker interface {
 	SetNeighbors(ctx context.Context, want Neighbors) error
 
 	// Received lists the routes that peers have sent and not withdrawn,
-	// unchecked, without an order.
+	// unchecked, without an order. What is new in a peer's first update is
+	// among them when that has ended: half of it would be judged, planned for
+	// and made again and again while the rest comes.
 	Received() []Route
 	// Changes holds a value when Received, or the state of a peer, may have
 	// changed since it was last received from. What a peer says in its first

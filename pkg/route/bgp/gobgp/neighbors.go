@@ -18,9 +18,6 @@ const (
 	// connectRetry is how long to wait before the next attempt to connect;
 	// the library draws up to twice that.
 	connectRetry = 2 * time.Second
-	// idleAfterReset is the pause after a session was ended by a
-	// notification.
-	idleAfterReset = 2 * time.Second
 	// targetDeferral bounds the wait for a peer's route targets before
 	// routes are sent to it.
 	targetDeferral = 5 * time.Second
@@ -36,6 +33,16 @@ var families = []struct {
 	{api.Family_AFI_IP, api.Family_SAFI_MPLS_VPN, bgp.VPNv4},
 	{api.Family_AFI_IP6, api.Family_SAFI_MPLS_VPN, bgp.VPNv6},
 	{api.Family_AFI_IP, api.Family_SAFI_ROUTE_TARGET_CONSTRAINTS, bgp.RouteTargetRoute},
+}
+
+// apiFamily is a family in the library's form.
+func apiFamily(f bgp.Family) *api.Family {
+	for _, known := range families {
+		if known.family == f {
+			return &api.Family{Afi: known.afi, Safi: known.safi}
+		}
+	}
+	return nil
 }
 
 // familyOf returns "" for a family that is none of ours.
@@ -130,7 +137,7 @@ func groupName(client bool) string {
 func (s *Speaker) peer(p bgp.Peer) *api.Peer {
 	return &api.Peer{
 		Conf:   &api.PeerConf{NeighborAddress: p.Address.String(), PeerAsn: s.opts.ASN, AuthPassword: s.opts.Password},
-		Timers: s.timers(), AfiSafis: s.afiSafis(), GracefulRestart: s.gracefulRestart(), TtlSecurity: s.ttlSecurity(),
+		Timers: s.timers(), AfiSafis: s.afiSafis(s.byTarget()), GracefulRestart: s.gracefulRestart(), TtlSecurity: s.ttlSecurity(),
 		Transport:      &api.Transport{LocalAddress: s.local(), PassiveMode: p.Passive, RemotePort: uint32(s.opts.Port)},
 		RouteReflector: s.reflector(p.Client),
 	}
@@ -143,7 +150,7 @@ func (s *Speaker) group(client bool) *api.PeerGroup {
 	}
 	return &api.PeerGroup{
 		Conf:   &api.PeerGroupConf{PeerGroupName: groupName(client), PeerAsn: s.opts.ASN, AuthPassword: s.opts.Password},
-		Timers: s.timers(), AfiSafis: s.afiSafis(), GracefulRestart: restart, TtlSecurity: s.ttlSecurity(),
+		Timers: s.timers(), AfiSafis: s.afiSafis(true), GracefulRestart: restart, TtlSecurity: s.ttlSecurity(),
 		Transport:      &api.Transport{LocalAddress: s.local(), PassiveMode: true},
 		RouteReflector: s.reflector(client),
 	}
@@ -163,16 +170,25 @@ func (s *Speaker) reflector(client bool) *api.RouteReflector {
 func (s *Speaker) timers() *api.Timers {
 	hold := s.opts.HoldTime
 	return &api.Timers{Config: &api.TimersConfig{
-		ConnectRetry: uint64(connectRetry / time.Second), IdleHoldTimeAfterReset: uint64(idleAfterReset / time.Second),
+		ConnectRetry: uint64(connectRetry / time.Second),
 		// A third, as RFC 4271 section 10 suggests.
 		HoldTime: uint64(hold / time.Second), KeepaliveInterval: uint64(hold / 3 / time.Second),
 	}}
 }
 
-func (s *Speaker) afiSafis() []*api.AfiSafi {
+// byTarget tells whether a peer that is added now is spoken with about route targets.
+// Whoever wants everything asks for nothing, and is told all of it once: asked for
+// everything, the library sends it at once, and again at the end of what is asked
+// for. A speaker that listens must know what others want. It needs mu.
+//
+// A session is not ended for it: if everything is wanted later it is asked for,
+// and if less is wanted later more comes than is asked for.
+func (s *Speaker) byTarget() bool { return !s.all || s.opts.Listen }
+
+func (s *Speaker) afiSafis(byTarget bool) []*api.AfiSafi {
 	var out []*api.AfiSafi
 	for _, f := range families {
-		if len(s.opts.Families) > 0 && !slices.Contains(s.opts.Families, f.family) {
+		if !s.speaks(f.family) || f.family == bgp.RouteTargetRoute && !byTarget {
 			continue
 		}
 		family := &api.Family{Afi: f.afi, Safi: f.safi}
@@ -182,9 +198,6 @@ func (s *Speaker) afiSafis() []*api.AfiSafi {
 		}
 		if f.family == bgp.RouteTargetRoute {
 			a.RouteTargetMembership = &api.RouteTargetMembership{Config: &api.RouteTargetMembershipConfig{DeferralTime: uint32(targetDeferral / time.Second)}}
-		}
-		if s.opts.MaxPrefixes > 0 {
-			a.PrefixLimits = &api.PrefixLimit{Family: family, MaxPrefixes: s.opts.MaxPrefixes}
 		}
 		out = append(out, a)
 	}

@@ -25,10 +25,16 @@ type routeID struct {
 
 // session is what has been heard of one peer.
 type session struct {
+	number   uint64 // of all sessions
 	up       bool
 	since    time.Time
 	heard    time.Time    // of its last route; zero: none yet
 	finished []bgp.Family // of VPN routes that End-of-RIB has come for
+}
+
+// midway tells whether the peer is in its first update of a family.
+func (s session) midway(f bgp.Family, now time.Time) bool {
+	return s.up && !slices.Contains(s.finished, f) && s.wait(now) > 0
 }
 
 func (s session) synced(now time.Time) bool {
@@ -50,6 +56,8 @@ type route struct {
 	bgp.Route
 	stale bool      // kept for a peer whose session broke without a goodbye
 	until time.Time // when it goes, withdrawn while it was kept; zero: it was not
+	first uint64    // the session that it was unknown before
+	heard uint64    // the session that it was heard in last
 }
 
 // received is everything that peers have sent. It is safe for concurrent use.
@@ -67,6 +75,7 @@ type received struct {
 	routes   map[routeID]route
 	sessions map[netip.Addr]session
 	seq      uint64
+	number   uint64 // of the newest session
 }
 
 func newReceived(keep time.Duration) *received {
@@ -84,19 +93,61 @@ func (r *received) wake() {
 func (r *received) put(heard bgp.Route, stale bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.add(heard, stale, now)
+}
+
+// heardRoute is a route as the library's table has it.
+type heardRoute struct {
+	bgp.Route
+	stale bool
+}
+
+// take takes over the library's table of a family: what is new there or heard again
+// is put, and what is missing removed. A route that it says as before is no news.
+func (r *received) take(f bgp.Family, all []heardRoute, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	there := make(map[routeID]bool, len(all))
+	for _, h := range all {
+		id := routeID{h.Peer, h.NLRI}
+		there[id] = true
+		if have, known := r.routes[id]; !known || have.stale != h.stale || have.heard != r.sessions[h.Peer].number && !h.stale || !have.says(h.Route) {
+			r.add(h.Route, h.stale, now)
+		}
+	}
+	for id, have := range r.routes {
+		// What the library has withdrawn before goes by its own time.
+		if id.nlri.Family() == f && !there[id] && have.until.IsZero() {
+			r.drop(id, now)
+		}
+	}
+}
+
+// says tells whether a route is told as before.
+func (r route) says(o bgp.Route) bool {
+	return r.Path.Equal(o.Path) && r.Originator == o.Originator && r.Reflected == o.Reflected
+}
+
+// add is put. It needs mu.
+func (r *received) add(heard bgp.Route, stale bool, now time.Time) {
 	id := routeID{heard.Peer, heard.NLRI}
 	if s := r.sessions[heard.Peer]; s.up && !stale && s.wait(now) > 0 {
 		s.heard = now
 		r.sessions[heard.Peer] = s
 	}
-	if have, known := r.routes[id]; known && stale {
+	have, known := r.routes[id]
+	if known && stale {
 		have.stale = true
 		r.routes[id] = have
 		return
 	}
+	first := r.sessions[heard.Peer].number
+	if known {
+		first = have.first
+	}
 	r.seq++
 	heard.Seq = r.seq
-	r.routes[id] = route{Route: heard, stale: stale}
+	r.routes[id] = route{Route: heard, stale: stale, first: first, heard: r.sessions[heard.Peer].number}
 }
 
 // remove takes a route away, unless it is one to keep for a peer that can say
@@ -104,9 +155,13 @@ func (r *received) put(heard bgp.Route, stale bool, now time.Time) {
 func (r *received) remove(peer netip.Addr, n bgp.NLRI, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	id := routeID{peer, n}
+	r.drop(routeID{peer, n}, now)
+}
+
+// drop is remove. It needs mu.
+func (r *received) drop(id routeID, now time.Time) {
 	have, known := r.routes[id]
-	s := r.sessions[peer]
+	s := r.sessions[id.peer]
 	until := s.since.Add(r.keep)
 	if !known || !have.stale || s.up || !now.Before(until) {
 		delete(r.routes, id)
@@ -129,27 +184,47 @@ func (r *received) expire(id routeID) {
 	}
 }
 
-func (r *received) list() []bgp.Route {
+// list leaves out what is new in a first update that has not ended. A route that
+// was known before is listed as it is said now.
+func (r *received) list(now time.Time) []bgp.Route {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	type update struct {
+		session uint64
+		family  bgp.Family
+	}
+	open := map[update]bool{}
+	for _, s := range r.sessions {
+		for _, f := range []bgp.Family{bgp.VPNv4, bgp.VPNv6} {
+			if s.midway(f, now) {
+				open[update{s.number, f}] = true
+			}
+		}
+	}
 	out := make([]bgp.Route, 0, len(r.routes))
 	for _, have := range r.routes {
-		out = append(out, have.Route)
+		if len(open) == 0 || !open[update{have.first, have.Family()}] {
+			out = append(out, have.Route)
+		}
 	}
 	return out
 }
 
-// session notes that a session is up or down.
-func (r *received) session(peer netip.Addr, up bool, now time.Time) {
+// session notes that a session is up or down, and tells whether it changed: one that
+// has never been up has not.
+func (r *received) session(peer netip.Addr, up bool, now time.Time) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s, known := r.sessions[peer]; known && s.up == up {
-		return
+	s, known := r.sessions[peer]
+	if known && s.up == up {
+		return false
 	}
-	r.sessions[peer] = session{up: up, since: now}
+	r.number++
+	r.sessions[peer] = session{number: r.number, up: up, since: now}
 	if up {
 		time.AfterFunc(quiet, func() { r.overdue(peer, now) })
 	}
+	return known || up
 }
 
 // overdue wakes whoever looks when a session's first update is taken to have ended:
@@ -188,8 +263,34 @@ func (r *received) finish(peer netip.Addr, f bgp.Family) {
 // midway tells whether a peer is in its first update of a family: half of that is no
 // news, and judging it again and again would put off its end.
 func (r *received) midway(peer netip.Addr, f bgp.Family, now time.Time) bool {
-	s := r.of(peer)
-	return s.up && !slices.Contains(s.finished, f) && s.wait(now) > 0
+	return r.of(peer).midway(f, now)
+}
+
+// anyMidway tells whether any peer is in its first update of one of the families,
+// or of any if there are none, but for those that have ended.
+func (r *received) anyMidway(of []bgp.Family, now time.Time, ended []end) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for peer, s := range r.sessions {
+		for _, f := range []bgp.Family{bgp.VPNv4, bgp.VPNv6} {
+			if !slices.Contains(ended, end{peer, f}) && (len(of) == 0 || slices.Contains(of, f)) && s.midway(f, now) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// others tells whether routes are known of a peer that is not in a first update.
+func (r *received) others(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id := range r.routes {
+		if s := r.sessions[id.peer]; !s.midway(id.nlri.Family(), now) {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *received) of(peer netip.Addr) session {

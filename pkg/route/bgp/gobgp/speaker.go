@@ -41,6 +41,11 @@ type Speaker struct {
 	peers     map[netip.Addr]bgp.Peer
 	ranges    map[netip.Prefix]bgp.Range
 	groups    map[bool]bool // peer groups made, by Client
+
+	// taking serializes what takes over the library's table.
+	taking  sync.Mutex
+	unwatch context.CancelFunc // ends the following of paths; nil while they are not
+	ends    []end              // of first updates, not taken over yet
 }
 
 var _ bgp.Speaker = (*Speaker)(nil)
@@ -120,7 +125,8 @@ func (s *Speaker) start(ctx context.Context) error {
 	}
 	s.started = time.Now()
 	// Behind a failure, the process ends.
-	s.server = server.NewBgpServer(server.LoggerOption(&logger{s.log}))
+	heard := &messages{}
+	s.server = server.NewBgpServer(server.LoggerOption(&logger{s.log}), server.TimingHookOption(heard))
 	go s.server.Serve() // the library has no way to end it
 	global := &api.Global{Asn: s.opts.ASN, RouterId: s.opts.RouterID.String(), ListenPort: -1}
 	if s.opts.Listen {
@@ -135,58 +141,19 @@ func (s *Speaker) start(ctx context.Context) error {
 	if err := errors.Join(s.restrict(ctx), s.confide(ctx)); err != nil {
 		return err
 	}
-	// The watch must end with the process, not with ctx: see Run.
-	return s.server.WatchEvent(context.WithoutCancel(ctx), &api.WatchEventRequest{
-		Peer: &api.WatchEventRequest_Peer{},
-		Table: &api.WatchEventRequest_Table{Filters: []*api.WatchEventRequest_Table_Filter{
-			{Type: api.WatchEventRequest_Table_Filter_POST_POLICY},
-			{Type: api.WatchEventRequest_Table_Filter_EOR},
-		}},
-	}, s.event)
-}
-
-// event takes over what the library has heard.
-func (s *Speaker) event(e *api.WatchEventResponse) {
-	news, now := false, time.Now()
-	if p := e.GetPeer(); p != nil && p.Type != api.WatchEventResponse_PeerEvent_END_OF_INIT {
-		if addr, err := netip.ParseAddr(p.GetPeer().GetState().GetNeighborAddress()); err == nil {
-			s.heard.session(addr, p.Peer.State.SessionState == api.PeerState_ESTABLISHED, now)
-			news = true
-		}
+	if s.opts.MaxPrefixes > 0 {
+		go s.limit(heard) // ends with the process, as the server does
 	}
-	for _, p := range e.GetTable().GetPaths() {
-		news = s.path(p, now) || news
-	}
-	if news {
-		s.heard.wake()
-	}
-}
-
-// path takes over a path, and tells whether it is news.
-func (s *Speaker) path(p *api.Path, now time.Time) bool {
-	peer, err := netip.ParseAddr(p.NeighborIp)
-	family := familyOf(p.Family)
-	if err != nil || family == "" || family == bgp.RouteTargetRoute {
-		return false // our own, or none that becomes a route
-	}
-	if p.Nlri == nil { // End-of-RIB
-		s.heard.finish(peer, family)
-		return true
-	}
-	if p.IsWithdraw {
-		if n, err := decodeNLRI(p); err == nil {
-			s.heard.remove(peer, n, now)
-		}
-	} else if r, err := decodeRoute(p); err == nil {
-		s.heard.put(r, p.Stale, now)
-	} else if !errors.Is(err, errNotOurs) {
-		s.log.Debug("route ignored", "peer", peer, "err", err)
-	}
-	return !s.heard.midway(peer, family, now)
+	return s.watch(ctx)
 }
 
 // Received implements bgp.Speaker.
-func (s *Speaker) Received() []bgp.Route { return s.heard.list() }
+func (s *Speaker) Received() []bgp.Route {
+	if s.opts.Relay {
+		return s.relayed()
+	}
+	return s.heard.list(time.Now())
+}
 
 // Changes implements bgp.Speaker.
 func (s *Speaker) Changes() <-chan struct{} { return s.heard.changed }

@@ -81,7 +81,7 @@ func listening(o *bgp.Options) { o.Listen = true }
 // startReflector starts one with the whole of loopback as clients.
 func startReflector(t *testing.T, port uint16, change ...func(*bgp.Options)) *Speaker {
 	t.Helper()
-	s := start(t, reflectorAddr, port, append(change, listening, func(o *bgp.Options) { o.Reflector = true })...)
+	s := start(t, reflectorAddr, port, append(change, listening, func(o *bgp.Options) { o.Reflector, o.Relay = true, true })...)
 	if err := s.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestReflection(t *testing.T) {
 	if err := host.SetInterest(t.Context(), want); err != nil {
 		t.Fatal(err)
 	}
-	if err := proxy.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
+	if err := proxy.SetInterest(t.Context(), bgp.Interest{Targets: own.Targets}); err != nil {
 		t.Fatal(err)
 	}
 	speakWith(t, proxy, bgp.Neighbors{Peers: []bgp.Peer{{Address: reflectorAddr}}})
@@ -252,7 +252,7 @@ func TestFirstUpdateIsComplete(t *testing.T) {
 	}
 	speakWith(t, proxy, bgp.Neighbors{Peers: []bgp.Peer{{Address: hostAddr, Passive: true}}})
 	speakWith(t, host, bgp.Neighbors{Peers: []bgp.Peer{{Address: proxyAddr}}})
-	eventually(t, "the end of the first update", func() bool { return len(host.heard.of(proxyAddr).finished) > 0 })
+	eventually(t, "the end of the first update", func() bool { return slices.Contains(host.heard.of(proxyAddr).finished, bgp.VPNv4) })
 	if got := len(host.Received()); got != n {
 		t.Errorf("%d routes at the end of the first update, want %d", got, n)
 	}
@@ -342,4 +342,103 @@ func TestUnencodable(t *testing.T) {
 			t.Errorf("%+v was accepted", o)
 		}
 	}
+}
+
+// A peer that sends more routes than it may is not listened to, and one that
+// sends as many is.
+func TestPeerThatSendsTooMuch(t *testing.T) {
+	port := freePort(t)
+	proxy := start(t, proxyAddr, port, listening)
+	speakWith(t, proxy, bgp.Neighbors{Ranges: []bgp.Range{{Prefix: loopback}}})
+	host := start(t, hostAddr, port, func(o *bgp.Options) { o.MaxPrefixes = 2 })
+	if err := host.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	announce(t, proxy, path(1, 1, "10.0.0.0/8", "192.168.4.100"), path(1, 2, "10.0.0.0/8", "192.168.4.100"))
+	speakWith(t, host, bgp.Neighbors{Peers: []bgp.Peer{{Address: proxyAddr}}})
+	eventually(t, "as many routes as are allowed", func() bool { return len(host.Received()) == 2 })
+	time.Sleep(2 * limitEvery)
+	if !peerOf(t, host).Established {
+		t.Fatal("a session ended that had no more routes than are allowed")
+	}
+	announce(t, proxy, path(1, 3, "10.0.0.0/8", "192.168.4.100"))
+	eventually(t, "the end of the session", func() bool { return !peerOf(t, host).Established && len(host.Received()) == 0 })
+	time.Sleep(4 * connectRetry)
+	if peerOf(t, host).Established || len(host.Received()) != 0 {
+		t.Error("it is listened to again")
+	}
+}
+
+// Whoever wants everything is sent it once, and what it wants later changes nothing
+// of that: more than it asks for does no harm.
+func TestEverythingIsSentOnce(t *testing.T) {
+	port := freePort(t)
+	startReflector(t, port)
+	proxy, host := start(t, proxyAddr, port), start(t, hostAddr, port)
+	red, blue := path(1124, 4097, "172.16.101.0/24", "192.168.4.100"), path(1124, 4098, "172.16.101.0/24", "192.168.4.100")
+	announce(t, proxy, red, blue)
+	speakWith(t, proxy, bgp.Neighbors{Peers: []bgp.Peer{{Address: reflectorAddr}}})
+	eventually(t, "the reflector's peer", func() bool { return peerOf(t, proxy).Synced })
+	if err := host.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	speakWith(t, host, bgp.Neighbors{Peers: []bgp.Peer{{Address: reflectorAddr}}})
+	heard := func() (newest uint64) {
+		for _, r := range host.Received() {
+			newest = max(newest, r.Seq)
+		}
+		return newest
+	}
+	eventually(t, "the end of the first update", func() bool { return slices.Contains(host.heard.of(reflectorAddr).finished, bgp.VPNv4) })
+	if len(host.Received()) != 2 || heard() != 2 {
+		t.Errorf("%d routes were heard %d times", len(host.Received()), heard())
+	}
+	if err := host.SetInterest(t.Context(), bgp.Interest{Targets: red.Targets}); err != nil {
+		t.Fatal(err)
+	}
+	red.LocalPref = 7
+	announce(t, proxy, red)
+	eventually(t, "a change of what is asked for", func() bool { return heard() == 3 && len(host.Received()) == 2 })
+	if p := peerOf(t, host); !p.Established || p.Flaps != 0 {
+		t.Errorf("the session was ended: %+v", p)
+	}
+}
+
+// During one peer's first update others are heard, though later, and at once when it
+// has ended.
+func TestOthersAreHeardDuringAFirstUpdate(t *testing.T) {
+	port := freePort(t)
+	proxy, host := start(t, proxyAddr, port, listening), start(t, hostAddr, port)
+	if err := host.SetInterest(t.Context(), bgp.Interest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	red := path(1, 1, "10.0.0.0/8", "192.168.4.100")
+	announce(t, proxy, red)
+	speakWith(t, proxy, bgp.Neighbors{Peers: []bgp.Peer{{Address: hostAddr, Passive: true}}})
+	speakWith(t, host, bgp.Neighbors{Peers: []bgp.Peer{{Address: proxyAddr}}})
+	eventually(t, "the first route", func() bool { return len(host.Received()) == 1 })
+	following := func() bool {
+		host.taking.Lock()
+		defer host.taking.Unlock()
+		return host.unwatch != nil
+	}
+	eventually(t, "the end of the first update", following)
+	within := func(what string, d time.Duration, pref uint32) {
+		t.Helper()
+		red.LocalPref = pref
+		begin := time.Now()
+		announce(t, proxy, red)
+		eventually(t, what, func() bool { return host.Received()[0].LocalPref == pref })
+		if took := time.Since(begin); took > d {
+			t.Errorf("%s after %v", what, took)
+		}
+	}
+	within("a change", lookEvery/2, 7)
+	host.session(netip.MustParseAddr("127.0.0.99"), true, time.Now())
+	if following() {
+		t.Error("paths are followed during a first update")
+	}
+	within("a change during another's first update", 2*lookEvery, 8)
+	eventually(t, "that a peer is not waited for any more", following)
+	within("a change after it", lookEvery/2, 9)
 }
