@@ -45,14 +45,16 @@ type way struct {
 	build func(context.Context, *topo.Lab, string) error
 }
 
-// ways are compared; the second one is there twice, to show by how much two equal
-// paths differ.
+// ways are compared. The path by hand is there with the product's guards, which make
+// it the same, and without, as the recipe has it; and without them once more, to
+// show by how much two equal paths differ.
 var ways = []way{
-	{"vpcproxy", ours}, {"by hand", typed(byHand)}, {"by hand, again", typed(byHand)}, {"plain routing", typed(routed)},
+	{"vpcproxy", ours}, {"by hand", typed(byHand, guards)}, {"by hand, no guards", typed(byHand)},
+	{"the same again", typed(byHand)}, {"plain routing", typed(routed)},
 }
 
 // comparisons are the ratios that are printed, by their index in ways.
-var comparisons = [][2]int{{0, 1}, {2, 1}, {0, 3}}
+var comparisons = [][2]int{{0, 1}, {0, 2}, {1, 2}, {3, 2}, {0, 4}}
 
 func comparePaths(ctx context.Context, files string) error {
 	results := make([][]result, len(ways))

@@ -68,12 +68,58 @@ var byHand = map[string][]string{
 	},
 }
 
+// guards are the rules by which an operator gets from iptables and tc what the
+// product promises besides: GRE from known peers with their key only, and not
+// tracked; none of others to a proxy; a connection tracking zone for the VPC; no
+// connection from the VPC to pods, hosts or the proxy; nothing untranslated to it.
+var guards = map[string][]string{
+	"host1": append(peers("192.168.80.8", "192.168.4.4"),
+		"iptables -t raw -A PREROUTING -i mgre0 -j CT --zone 101",
+		"iptables -t raw -A PREROUTING -s 10.244.1.5 -d 172.16.101.0/24 -j CT --zone 101",
+		"iptables -A INPUT -i mgre0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+		"iptables -A INPUT -i mgre0 -j DROP",
+		"iptables -A FORWARD -p gre -d 192.168.4.4 -j DROP",
+		"iptables -A FORWARD -i mgre0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+		"iptables -A FORWARD -i mgre0 -j DROP",
+		"iptables -A FORWARD -o mgre0 -m conntrack --ctstate INVALID,UNTRACKED -j DROP",
+	),
+	"proxy1": append(peers("192.168.4.4", "192.168.80.8"),
+		"iptables -A FORWARD -p gre -d 192.168.80.8 -j DROP",
+		"ip netns exec red iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+		"ip netns exec red iptables -A INPUT -i mgre0 -j DROP",
+		"ip netns exec red iptables -A INPUT -i eth1 -j DROP",
+		"ip netns exec red iptables -A FORWARD -i eth1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+		"ip netns exec red iptables -A FORWARD -i eth1 -j DROP",
+		"ip netns exec red iptables -A FORWARD -o eth1 -m conntrack --ctstate INVALID,UNTRACKED -j DROP",
+		"ip netns exec red iptables -A FORWARD -i mgre0 -o eth1 -j ACCEPT",
+		"ip netns exec red iptables -A FORWARD -i mgre0 -j DROP",
+		"tc -n red qdisc add dev eth1 clsact",
+		"tc -n red filter add dev eth1 egress protocol ip pref 1 u32 match ip src 172.16.101.10/32 action pass",
+		"tc -n red filter add dev eth1 egress protocol ip pref 2 u32 match u32 0 0 action drop",
+	),
+}
+
+// peers lets one peer speak GRE to an address, with the key 101: iptables has no
+// match for a key, but for a header's words.
+func peers(local, peer string) []string {
+	const header = "'0>>22&0x3C@0=0x20000800&&0>>22&0x3C@4=101'"
+	known := "iptables -t raw -A PREROUTING -p gre ! -f -s " + peer + " -d " + local + " -m u32 --u32 " + header + " -j "
+	return []string{
+		known + "CT --notrack",
+		known + "ACCEPT",
+		"iptables -t raw -A PREROUTING -p gre -d " + local + " -j DROP",
+		"iptables -t raw -A OUTPUT -p gre -s " + local + " -j CT --notrack",
+	}
+}
+
 // typed makes a path out of command lines, by machine.
-func typed(lines map[string][]string) func(context.Context, *topo.Lab, string) error {
+func typed(parts ...map[string][]string) func(context.Context, *topo.Lab, string) error {
 	return func(ctx context.Context, lab *topo.Lab, _ string) error {
-		for _, m := range lab.Machines() {
-			if err := m.Type(ctx, lines[m.Name]...); err != nil {
-				return err
+		for _, lines := range parts {
+			for _, m := range lab.Machines() {
+				if err := m.Type(ctx, lines[m.Name]...); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

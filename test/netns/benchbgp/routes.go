@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strings"
@@ -128,18 +127,14 @@ func measureReflected(ctx context.Context, lab *topo.Lab, n int, by string) erro
 		return err
 	}
 	defer func() { _ = announcer.Kill() }()
-	sample, err := agent.sampleTables(ctx)
-	if err != nil {
-		return err
-	}
 	if err := lab.Router.Type(ctx, "ip rule del "+cut); err != nil {
 		return err
 	}
-	took, err := agent.hearAll(ctx, n, sample)
+	connected, established, err := agent.hearAll(ctx, n)
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, agent.process.Log())
 	}
-	fmt.Printf("  in the kernel's tables %.2f s after the connection was there\n", took.Seconds())
+	fmt.Printf("  in the kernel's tables %.2f s after Established, %.2f s after the connection was there\n", established.Seconds(), connected.Seconds())
 	if err := agent.weigh("function host's agent"); err != nil {
 		return err
 	}
@@ -165,30 +160,65 @@ func (a *agent) withoutRoutes(ctx context.Context, n int, by string) error {
 
 // hearAll returns how long after the connection to the reflector so many routes
 // were in the kernel. Whoever measures keeps quiet meanwhile, for there is one
-// processor: until each table of a sample has its route, the others are not
-// listed, and no program is started.
-func (a *agent) hearAll(ctx context.Context, n int, sample []uint32) (time.Duration, error) {
+// processor: it looks at how many messages of routes the kernel has queued, and lists
+// routes when no more have come for a while.
+//
+// The agent's log says when the session was established, as soon as it is told.
+func (a *agent) hearAll(ctx context.Context, n int) (connected, established time.Duration, err error) {
+	var watch *routeWatch
+	if err := a.InNetwork(func() (err error) {
+		watch, err = newRouteWatch()
+		return err
+	}); err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, watch.close()) }()
 	var since time.Time
 	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		out, err := a.Run(ctx, "ss", "-tnH", "state", "established", "dst", topo.ControlAddress.String(), "dport", "=", ":179")
 		since = time.Now()
 		return strings.TrimSpace(out) != "", err
 	}); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	err := a.look(func(h kernel.Handle) error {
-		for _, table := range sample {
-			if err := poll(ctx, 20*time.Millisecond, func() (bool, error) {
-				return hasWays(ctx, h, kernel.RouteFilter{Table: table}, 1)
-			}); err != nil {
-				return fmt.Errorf("table %d: %w", table, err)
+	const calm = 2 * time.Second
+	var last, listed time.Time
+	err = a.look(func(h kernel.Handle) error {
+		return poll(ctx, watchEvery, func() (bool, error) {
+			at, err := watch.look()
+			if err != nil || at.IsZero() || at.Equal(listed) || time.Since(at) < calm {
+				return false, err
 			}
-		}
-		return poll(ctx, 300*time.Millisecond, func() (bool, error) {
+			last, listed = at, at
 			return hasWays(ctx, h, kernel.RouteFilter{Protocol: desired.Protocol}, n)
 		})
 	})
-	return time.Since(since), err
+	if err != nil {
+		return 0, 0, err
+	}
+	// All that is there was written before the last message was seen.
+	if added, err := watch.routes(); err != nil || added < n {
+		return 0, 0, errors.Join(fmt.Errorf("the kernel told of %d routes, want %d", added, n), err)
+	}
+	up, err := a.established(topo.ControlAddress)
+	return last.Sub(since), last.Sub(up), err
+}
+
+// established returns when the agent was last told that its session with a peer is
+// established.
+func (a *agent) established(peer netip.Addr) (at time.Time, err error) {
+	for line := range strings.Lines(a.process.Log()) {
+		if stamp, ok := strings.CutPrefix(line, "time="); ok && strings.Contains(line, `msg="BGP session established" peer=`+peer.String()+"\n") {
+			stamp, _, _ = strings.Cut(stamp, " ")
+			if at, err = time.Parse(time.RFC3339, stamp); err != nil {
+				return at, err
+			}
+		}
+	}
+	if at.IsZero() {
+		return at, fmt.Errorf("the agent does not say that its session with %v was established", peer)
+	}
+	return at, nil
 }
 
 // look reads the machine's kernel.
@@ -216,19 +246,6 @@ func hasWays(ctx context.Context, h kernel.Handle, f kernel.RouteFilter, n int) 
 		}
 	}
 	return n == 0, err
-}
-
-// sampleTables returns some of the tables that attachments have.
-func (a *agent) sampleTables(ctx context.Context) (tables []uint32, err error) {
-	const size = 12
-	err = a.look(func(h kernel.Handle) error {
-		routes, err := h.Routes(ctx, kernel.RouteFilter{Protocol: desired.Protocol})
-		for _, i := range rand.Perm(len(routes))[:min(size, len(routes))] {
-			tables = append(tables, routes[i].Table)
-		}
-		return err
-	})
-	return tables, err
 }
 
 // announceAll announces from the proxy's machine, until the reflector has all.

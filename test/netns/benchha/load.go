@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vpcproxy/vpcproxy/test/netns/topo"
 )
 
@@ -141,7 +143,8 @@ func (s *stack) both() (cpu [2]time.Duration, memory [2]float64, err error) {
 }
 
 // usage is what the processes of a proxy, and their children, have used, and
-// the memory that they have, in MiB.
+// the memory that they have, in MiB. Of processes that live, the time is what their
+// own clocks say; of children that have ended, what /proc has, in ticks.
 func (s *stack) usage(i int) (cpu time.Duration, memory float64, err error) {
 	groups := map[int]bool{}
 	for _, p := range s.daemons[i] {
@@ -157,8 +160,8 @@ func (s *stack) usage(i int) (cpu time.Duration, memory float64, err error) {
 			continue // it has ended
 		}
 		_, rest, _ := strings.Cut(string(b), ") ")
-		// proc(5): the state is field 3, the process group 5, utime 14,
-		// stime 15 and rss 24.
+		// proc(5): the state is field 3, the process group 5, cutime 16,
+		// cstime 17 and rss 24.
 		fields := strings.Fields(rest)
 		if len(fields) < 22 {
 			continue
@@ -170,7 +173,18 @@ func (s *stack) usage(i int) (cpu time.Duration, memory float64, err error) {
 		if !groups[number(5)] {
 			continue
 		}
-		cpu += time.Duration(number(14)+number(15)) * time.Second / clockTicks
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return 0, 0, err
+		}
+		used, err := topo.ProcessorTime(pid)
+		if errors.Is(err, unix.EINVAL) {
+			continue // it has ended
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		cpu += used + time.Duration(number(16)+number(17))*time.Second/clockTicks
 		memory += float64(number(24)*os.Getpagesize()) / (1 << 20)
 	}
 	return cpu, memory, nil

@@ -161,7 +161,7 @@ func makeRoom() error {
 type results struct {
 	stack  string
 	faults []outcome
-	rates  []rates
+	rounds []round
 	loads  []load
 }
 
@@ -206,15 +206,21 @@ func (r *results) measureFaults(ctx context.Context, st *stack, s *sizes) error 
 
 func (r *results) measureRates(ctx context.Context, st *stack, s *sizes) error {
 	st.interval = relaxed
-	for range s.rounds {
-		for _, replicated := range []bool{false, true} {
-			got, err := st.newConnections(ctx, replicated)
+	for i := range s.rounds {
+		var got round
+		for _, replicated := range []bool{i%2 == 1, i%2 == 0} { // the machine becomes slower and faster meanwhile
+			rates, err := st.newConnections(ctx, replicated)
 			if err != nil {
 				return err
 			}
-			st.progress("replicated %t: %.0f UDP flows/s, %.0f TCP connections/s", replicated, got.udp, got.tcp)
-			r.rates = append(r.rates, got)
+			st.progress("replicated %t: %.0f UDP flows/s, %.0f TCP connections/s", replicated, rates.udp, rates.tcp)
+			if replicated {
+				got.replicated = rates
+			} else {
+				got.alone = rates
+			}
 		}
+		r.rounds = append(r.rounds, got)
 	}
 	return nil
 }

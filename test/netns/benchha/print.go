@@ -22,7 +22,7 @@ func print(all []*results, s sizes) {
 	if slices.ContainsFunc(all, func(r *results) bool { return len(r.faults) > 0 }) {
 		printFaults(t, all, s)
 	}
-	if slices.ContainsFunc(all, func(r *results) bool { return len(r.rates) > 0 }) {
+	if slices.ContainsFunc(all, func(r *results) bool { return len(r.rounds) > 0 }) {
 		printRates(t, all)
 	}
 	if slices.ContainsFunc(all, func(r *results) bool { return len(r.loads) > 0 }) {
@@ -98,9 +98,9 @@ func printRates(t table, all []*results) {
 	}{{"UDP flows of one packet", func(r rates) float64 { return r.udp }}, {"TCP, one request each", func(r rates) float64 { return r.tcp }}} {
 		for _, r := range all {
 			var with, without, ratio []float64
-			for i := 0; i+1 < len(r.rates); i += 2 {
-				without, with = append(without, kind.of(r.rates[i])), append(with, kind.of(r.rates[i+1]))
-				ratio = append(ratio, kind.of(r.rates[i+1])/kind.of(r.rates[i]))
+			for _, one := range r.rounds {
+				a, b := kind.of(one.alone), kind.of(one.replicated)
+				without, with, ratio = append(without, a), append(with, b), append(ratio, b/a)
 			}
 			if len(ratio) > 0 {
 				t.line("%s\t%s\t%.0f/s\t%.0f/s\t%.2f", kind.name, r.stack, median(without), median(with), median(ratio))

@@ -22,7 +22,7 @@ import (
 
 const (
 	// sample is how long new connections are counted.
-	sample = 3 * time.Second
+	sample = 10 * time.Second
 	// openers is how many TCP connections are opened at a time.
 	openers = 4
 	tcpPort = 7008
@@ -33,6 +33,9 @@ const (
 
 // rates is new connections in a second.
 type rates struct{ udp, tcp float64 }
+
+// round is the same without replication and with it, one after the other.
+type round struct{ alone, replicated rates }
 
 // sources numbers the sockets that flows come from, so that none comes twice.
 var sources atomic.Uint32

@@ -155,28 +155,20 @@ func (p *Process) ResidentBytes() (int64, error) {
 	return 0, fmt.Errorf("process %d: no VmRSS", p.Pid())
 }
 
-// ticksPerSecond is USER_HZ, the unit of times in /proc (proc_pid_stat(5)).
-const ticksPerSecond = 100
-
 // ProcessorTime is what the process has used so far, in user and kernel mode.
-func (p *Process) ProcessorTime() (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
-	if err != nil {
-		return 0, err
+func (p *Process) ProcessorTime() (time.Duration, error) { return ProcessorTime(p.Pid()) }
+
+// ProcessorTime is what a process has used so far, in user and kernel mode, by its
+// own clock (clock_getcpuclockid(3)): times in /proc are counted in ticks, at which
+// what wakes for some microseconds is seldom caught, or always. It is unix.EINVAL if
+// there is no such process.
+func ProcessorTime(pid int) (time.Duration, error) {
+	const scheduled = 2 // CPUCLOCK_SCHED (linux/posix-timers_types.h)
+	var used unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|scheduled), &used); err != nil {
+		return 0, fmt.Errorf("process %d: clock: %w", pid, err)
 	}
-	// The second field, a name in parentheses, may hold anything; utime and
-	// stime are fields 14 and 15.
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("process %d: %q has no processor times", p.Pid(), stat)
-	}
-	user, err := strconv.ParseInt(fields[11], 10, 64)
-	if err != nil {
-		return 0, err
-	}
-	system, err := strconv.ParseInt(fields[12], 10, 64)
-	return time.Duration(user+system) * (time.Second / ticksPerSecond), err
+	return time.Duration(used.Nano()), nil
 }
 
 // ExitError is a command that ended with a status other than 0.
