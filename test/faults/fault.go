@@ -40,6 +40,9 @@ type promise struct {
 	broken bool
 	// split is set if both proxies may hold the HaVips while the fault lasts.
 	split bool
+	// within is how soon after the fault all must be in place again; 0 means
+	// soundLimit.
+	within time.Duration
 	// logged are parts of the only lines of level ERROR that agents may write.
 	logged []string
 	// stays is set if the role may stay where it has gone, until an operator
@@ -68,6 +71,13 @@ const (
 	cold = 6 * time.Second
 	// soundLimit is the time after a fault in which all must be in place.
 	soundLimit = 10 * time.Second
+	// coldLimit is that for five agents that start at once on the lab's only
+	// processor, each of which has one of its own elsewhere.
+	coldLimit = 15 * time.Second
+	// reopenLimit is that for BGP sessions that were reset: GoBGP refuses to speak
+	// for five seconds after that, at either end, and one end may call in the last
+	// of the other's and be refused; then it draws a pause of up to two seconds.
+	reopenLimit = 15 * time.Second
 	// homeLimit is the time after that in which the preferred proxy must be the
 	// active one again: it waits until BGP neighbors hear it, for ten seconds
 	// at most (docs/adr/0015-elections-move-havips.md), and for what it takes to start.

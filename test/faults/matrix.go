@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -93,8 +94,9 @@ func (p *platform) suffer(ctx context.Context, f fault) (result, error) {
 	if f.holds.after != nil {
 		also = append(also, f.holds.after)
 	}
-	if err := p.awaitSound(ctx, soundLimit, also...); err != nil {
-		r.problems = append(r.problems, fmt.Sprintf("not in place again after %v: %v", soundLimit, err))
+	limit := cmp.Or(f.holds.within, soundLimit)
+	if err := p.awaitSound(ctx, limit, also...); err != nil {
+		r.problems = append(r.problems, fmt.Sprintf("not in place again after %v: %v", limit, err))
 	}
 	r.sound = time.Since(ended)
 	if !f.holds.stays {

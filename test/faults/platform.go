@@ -233,8 +233,9 @@ func (p *platform) ctl(ctx context.Context, args ...string) error {
 	return err
 }
 
-// patience is the pause between two looks: each runs a program.
-const patience = 200 * time.Millisecond
+// patience is the pause between two looks: each runs a program, which takes a
+// guest with one processor a sixth of a second from the agents.
+const patience = 500 * time.Millisecond
 
 // until repeats something until it succeeds. When the context ends, it returns
 // why it last failed by itself.

@@ -18,6 +18,7 @@ func bgpFaults() []fault {
 	const table = "nft add table ip cut; nft 'add chain ip cut in { type filter hook input priority -300; }'; nft add rule ip cut in tcp "
 	heal := []string{"nft delete table ip cut"}
 	routed := promise{after: inRoutes}
+	reopened := promise{after: inRoutes, within: reopenLimit}
 	silent := func(m, name string) fault {
 		return fault{area: "BGP", name: name, on: m, typed: []string{table + "dport 179 drop", "nft add rule ip cut in tcp sport 179 drop"}, mend: heal,
 			lasts: 5 * time.Second, holds: routed} // the hold time is over, routes are kept
@@ -26,7 +27,7 @@ func bgpFaults() []fault {
 		silent("host1", "a function host hears no neighbor"),
 		silent("proxy1", "the active proxy hears no neighbor"),
 		{area: "BGP", name: "sessions of the active proxy are reset", on: "proxy1",
-			typed: []string{table + "dport 179 reject with tcp reset", "nft add rule ip cut in tcp sport 179 reject with tcp reset"}, mend: heal, holds: routed},
+			typed: []string{table + "dport 179 reject with tcp reset", "nft add rule ip cut in tcp sport 179 reject with tcp reset"}, mend: heal, holds: reopened},
 		{area: "BGP", name: "a stranger talks to a function host", do: babble, holds: routed},
 	}
 }
