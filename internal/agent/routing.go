@@ -31,8 +31,6 @@ const (
 	// gatherShare is how many times as long as judging took, they are
 	// collected at least.
 	gatherShare = 4
-	// saveEvery bounds how often what is believed is written to disk.
-	saveEvery = time.Second
 	// minSettle is how long what was believed is kept after neighbors can be
 	// heard again, at least.
 	minSettle = 10 * time.Second
@@ -64,6 +62,7 @@ type routing struct {
 
 	mu        sync.Mutex
 	set       *intent.Set // nil before the first
+	unjudged  bool        // nothing was judged by it yet
 	table     *peering.Table
 	judged    []peering.Judged
 	neighbors bgp.Neighbors
@@ -120,7 +119,7 @@ func newRouting(ctx context.Context, cfg *config.Config, host kernel.Host, log *
 		Listen:   cfg.BGP.Mode == config.BGPReflector || cfg.BGP.Mode == config.BGPMesh && cfg.HasRole(intent.RoleProxy),
 		HoldTime: cfg.BGP.HoldTime, GracefulRestart: cfg.BGP.GracefulRestart, Restarted: memory.Boot == r.boot,
 		Password: password, Hops: uint8(cfg.BGP.Hops), MaxPrefixes: cfg.BGP.MaxPrefixes, Announcers: cfg.BGP.Announcers,
-		Reflector: cfg.BGP.Mode == config.BGPReflector, Families: families,
+		Reflector: cfg.BGP.Mode == config.BGPReflector, Relay: host == nil, Families: families,
 	}, log)
 	if err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
@@ -131,7 +130,7 @@ func newRouting(ctx context.Context, cfg *config.Config, host kernel.Host, log *
 // setIntent hands over a newer intent.
 func (r *routing) setIntent(set *intent.Set) {
 	r.mu.Lock()
-	r.set = set
+	r.set, r.unjudged = set, true
 	r.table.SetIntent(set)
 	r.mu.Unlock()
 	r.planned()
@@ -177,7 +176,7 @@ func (r *routing) follow(ctx context.Context) error {
 	r.meet(ctx)
 	save := time.NewTicker(saveEvery)
 	defer save.Stop()
-	var saved []bgp.Route
+	var kept keeper
 	look := time.NewTimer(0)
 	defer look.Stop()
 	again := time.NewTimer(time.Hour)
@@ -189,7 +188,10 @@ func (r *routing) follow(ctx context.Context) error {
 			return nil
 		case <-r.wake:
 			r.meet(ctx)
-			look.Reset(gather)
+			// Another plan alone changes nothing of what is believed.
+			if r.unread() {
+				look.Reset(gather)
+			}
 		case <-r.speaker.Changes():
 			look.Reset(max(gather, gatherShare*took))
 			// Not put off by further changes: the timer is awaited.
@@ -204,9 +206,16 @@ func (r *routing) follow(ctx context.Context) error {
 		case <-again.C:
 			took = r.lookAgain(again)
 		case <-save.C:
-			saved = r.save(saved)
+			r.keep(&kept)
 		}
 	}
+}
+
+// unread tells whether there is an intent that nothing was judged by.
+func (r *routing) unread() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unjudged
 }
 
 // part says goodbye to the neighbors if the configuration has it so.
@@ -317,6 +326,7 @@ func (r *routing) refresh() time.Time {
 	}
 	routes := r.speaker.Received()
 	r.mu.Lock()
+	r.unjudged = false
 	live, judged, again := r.table.Update(time.Now(), routes, sessions)
 	r.logRefused(judged)
 	r.judged = judged
@@ -356,20 +366,6 @@ func (r *routing) logRefused(judged []peering.Judged) {
 			r.log.Warn("route refused", "route", j.NLRI, "peer", j.Peer, "originator", j.Originator, "reason", string(j.Reason), "detail", j.Detail)
 		}
 	}
-}
-
-func (r *routing) save(saved []bgp.Route) []bgp.Route {
-	r.mu.Lock()
-	now := r.table.Believed()
-	r.mu.Unlock()
-	if saved != nil && slices.EqualFunc(now, saved, peering.Same) {
-		return saved
-	}
-	if err := (peering.Memory{Boot: r.boot, Routes: now}).Save(r.file); err != nil {
-		r.log.Warn("restarting would forget", "err", err)
-		return saved
-	}
-	return now
 }
 
 // view returns what `vpcproxyctl bgp` shows.

@@ -65,7 +65,7 @@ func (m *Meter) links(ctx context.Context, netns string) (map[string]kernel.Link
 	if err != nil {
 		return nil, err
 	}
-	links, err := h.Links(ctx)
+	names, err := h.LinkNames(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -73,10 +73,10 @@ func (m *Meter) links(ctx context.Context, netns string) (map[string]kernel.Link
 	if err != nil {
 		return nil, err
 	}
-	byName := make(map[string]kernel.LinkStats, len(links))
-	for _, l := range links {
-		if v, ok := stats[l.Index]; ok {
-			byName[l.Name] = v
+	byName := make(map[string]kernel.LinkStats, len(stats))
+	for index, v := range stats {
+		if name, ok := names.ByIndex[index]; ok {
+			byName[name] = v
 		}
 	}
 	return byName, nil

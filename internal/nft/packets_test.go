@@ -323,6 +323,10 @@ func TestNoStrangerPassesDuringARepair(t *testing.T) {
 	in := m.socket("own", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_GRE)
 	out := m.sender("node")
 	bad := gre{src: "10.0.0.2", dst: "10.0.0.1", first: ipv4Keyed, optional: key(9), text: "text:stranger"}.marshal()
+	// A flood that has to wait for an ARP answer overflows the neighbor's queue.
+	out.send(gre{src: "10.0.0.2", dst: "10.0.0.1", first: ipv4Keyed, optional: key(7), text: "text:first"}.marshal())
+	receive(t, in, "first")
+	m.ip("node", "neigh change 10.0.0.1 dev own nud permanent")
 	before := backlogDrops(t)
 	sent := flood(func() { out.send(bad) }, func() {
 		repeat(func() {

@@ -20,6 +20,7 @@ func (b *builder) function(attachments []*intent.Attachment) {
 		b.problem(nil, "node %s has no tunnel address yet; without a controller set spec.tunnelAddress", b.self.ObjectName())
 	}
 	slots := slots(attachments, b.cfg.slots())
+	b.room(attachments)
 	mtu := 0
 	for _, a := range attachments {
 		slot, ok := slots[a.ObjectName()]
@@ -43,11 +44,29 @@ func (b *builder) function(attachments []*intent.Attachment) {
 	}
 }
 
+// room makes room for what the attachments in use will want. Nothing may be
+// planned yet.
+func (b *builder) room(attachments []*intent.Attachment) {
+	used := 0
+	for _, a := range attachments {
+		if !b.idle(a) {
+			used++
+		}
+	}
+	b.state = desired.Sized(used)
+	b.plan.Footprints = make([]Footprint, 0, len(attachments))
+}
+
+// idle tells whether no pod uses an attachment, nor is to find it ready.
+func (b *builder) idle(a *intent.Attachment) bool {
+	return a.EffectiveScope() == intent.ScopePods && len(a.Spec.Pods) == 0 && !a.Spec.Prewarm && !b.facts.Used[a.ObjectName()]
+}
+
 // prepare plans what an attachment needs of a function host, as far as it is
 // in use or wanted to be ready, and returns the MTU of its path, or 0.
 func (b *builder) prepare(a *intent.Attachment, slot uint32, tunnel netip.Addr) int {
 	if a.EffectiveScope() == intent.ScopePods {
-		if len(a.Spec.Pods) == 0 && !a.Spec.Prewarm && !b.facts.Used[a.ObjectName()] {
+		if b.idle(a) {
 			if _, keyed, ok := b.key(a); ok {
 				return b.mtu(keyed)
 			}

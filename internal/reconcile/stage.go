@@ -168,7 +168,8 @@ type change[K comparable, V any] struct {
 
 // compare finds the changes that turn have into want, sorted by key.
 func compare[K comparable, V any](kind Kind[K, V], want, have map[K]V) []change[K, V] {
-	var cs []change[K, V]
+	// Thousands come and go at once, and each is large.
+	cs := make([]change[K, V], 0, max(len(want)-len(have), len(have)-len(want)))
 	for k, w := range want {
 		h, ok := have[k]
 		if !ok {

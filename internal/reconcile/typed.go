@@ -144,7 +144,7 @@ func (t *typed[S, K, V]) record(c change[K, V], now time.Time) *pending {
 }
 
 func (t *typed[S, K, V]) build(ctx context.Context, p *pass, barred barrier) {
-	var due []change[K, V]
+	due := make([]change[K, V], 0, len(t.changes))
 	now := time.Now()
 	for _, c := range t.changes {
 		if c.op == Delete || t.pending[c.key].resting(now) {
