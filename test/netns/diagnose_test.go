@@ -108,7 +108,7 @@ var faults = []fault{
 	{"packets are lost", "router", chain("forward", "accept", "ip daddr 192.168.4.4 icmp type echo-request numgen inc mod 3 0 drop"), "netcheck --proxy-socket PROXY", "peer-loss", "host1", "netcheck", dropOther},
 	{"an ENI without carrier", "vpc", "ip link set PORT down", doctor, "eni-down", "proxy1", "link set eth1 up", "ip link set PORT up"},
 	{"reverse path filtering", "host", "sysctl -q -w net.ipv4.conf.all.rp_filter=1", doctor, "rp-filter", "host1", "rp_filter=2", "sysctl -q -w net.ipv4.conf.all.rp_filter=0"},
-	{"an interface in the tunnel's place", "host", "until ip link del vpx-red 2>/dev/null; ip link add vpx-red type veth peer name other1; do :; done", doctor, "links-differ", "host1", "resync", "ip link del vpx-red"},
+	{"an interface in the tunnel's place", "host", "until chrt --fifo 1 sh -c 'ip link del vpx-red; ip link add vpx-red type veth peer name other1' 2>/dev/null; do :; done", doctor, "links-differ", "host1", "resync", "ip link del vpx-red"},
 	{"a gateway that is not there", "intent", "enis: [{=enis: [{gateway: 172.16.101.99, ", doctor, "gateway-silent", "proxy1", "neigh show", ""},
 	{"a source that the cloud may not know", "intent", "greKey:=snatAddress: 172.16.101.99\n  greKey:", doctor, "source-check", "proxy1", "assign 172.16.101.99", ""},
 	{"an ENI that is not there", "intent", `mac: "02:=mac: "06:`, doctor, "plan-problem", "proxy1", "describe attachment red", ""},

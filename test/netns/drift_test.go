@@ -48,9 +48,10 @@ var (
 	showRed    = "ip -o -d link show dev vpx-red | sed 's/^[0-9]*: //; s/numtxqueues.*//'; ip -o -4 address show dev vpx-red | sed 's/^[0-9]*: //'; ip neigh show dev vpx-red; ip route show table all proto 176 | sort"
 )
 
-// rename renames a link, which must be down for it, against whoever sets it up.
+// rename renames a link, which must be down for it, against whoever sets it up: that
+// one does not get the only processor of a guest meanwhile.
 func rename(link string) string {
-	return "until ip link set " + link + " down && ip link set " + link + " name other0 2>/dev/null; do :; done"
+	return `until chrt --fifo 1 sh -c "ip link set ` + link + ` down && ip link set ` + link + ` name other0" 2>/dev/null; do :; done`
 }
 
 var hostDrifts = []drift{

@@ -18,9 +18,9 @@ const (
 	// slack is how much of a time may be put down to the lab, if it stood still
 	// meanwhile: its processors are shared, and in some guests emulated.
 	slack = 300 * time.Millisecond
-	// jitter is what a guest with one processor adds without standing still:
-	// alone, detection takes 365 ms, beside other guests up to 475 ms.
-	jitter = 100 * time.Millisecond
+	// jitter is what a guest with one processor adds without standing still: alone,
+	// detection takes 365 ms.
+	jitter = 50 * time.Millisecond
 	// detection is 3 × interval + skew at priority 100, and the promised 50 ms.
 	detection = 361*time.Millisecond + 50*time.Millisecond
 	graceful  = 150 * time.Millisecond

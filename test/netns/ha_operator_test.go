@@ -2,6 +2,7 @@ package netns
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -59,7 +60,14 @@ func TestOperatorsMoveTheRole(t *testing.T) {
 		t.Errorf("both drained: exit status %d, %s", code, out)
 	}
 	p.mustCtl(t, p.Control, "uncordon", to)
-	p.mustCtl(t, p.Control, "drain", from)
+	// Refused until the controller has heard that the other one is fit: its agent has
+	// been started anew.
+	eventually(t, soon, func(context.Context) error {
+		if out, code := p.vpcproxyctl(t, p.Control, "drain", from); code != 0 {
+			return errors.New(out)
+		}
+		return nil
+	})
 	holds(1 - active)
 	status := p.mustCtl(t, p.Control, "ha", "status")
 	for _, want := range []string{from, to, "Active", "drained"} {
