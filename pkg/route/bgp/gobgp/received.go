@@ -128,10 +128,16 @@ func (r route) says(o bgp.Route) bool {
 	return r.Path.Equal(o.Path) && r.Originator == o.Originator && r.Reflected == o.Reflected
 }
 
-// add is put. It needs mu.
+// add is put. Sessions and paths are told apart from each other: what comes before
+// word of its session is left to the table, which is read at the end of the
+// session's first update. It needs mu.
 func (r *received) add(heard bgp.Route, stale bool, now time.Time) {
 	id := routeID{heard.Peer, heard.NLRI}
-	if s := r.sessions[heard.Peer]; s.up && !stale && s.wait(now) > 0 {
+	s := r.sessions[heard.Peer]
+	if !s.up && !stale {
+		return
+	}
+	if !stale && s.wait(now) > 0 {
 		s.heard = now
 		r.sessions[heard.Peer] = s
 	}
@@ -141,13 +147,13 @@ func (r *received) add(heard bgp.Route, stale bool, now time.Time) {
 		r.routes[id] = have
 		return
 	}
-	first := r.sessions[heard.Peer].number
+	first := s.number
 	if known {
 		first = have.first
 	}
 	r.seq++
 	heard.Seq = r.seq
-	r.routes[id] = route{Route: heard, stale: stale, first: first, heard: r.sessions[heard.Peer].number}
+	r.routes[id] = route{Route: heard, stale: stale, first: first, heard: s.number}
 }
 
 // remove takes a route away, unless it is one to keep for a peer that can say

@@ -83,6 +83,24 @@ func TestNotKeptAfterAGoodbye(t *testing.T) {
 	}
 }
 
+// A route that comes before word of its session is not taken for one of the session
+// before: the table tells of it at the end of the first update, once.
+func TestPathBeforeItsSession(t *testing.T) {
+	peer, now := netip.MustParseAddr("192.168.4.4"), time.Now()
+	said := bgp.Route{Path: samplePaths[0], Peer: peer}
+	r := newReceived(20 * time.Second)
+	r.put(said, false, now)
+	r.session(peer, true, now)
+	if got := r.list(now); len(got) != 0 {
+		t.Errorf("before the end of the first update: %v", got)
+	}
+	r.take(bgp.VPNv4, []heardRoute{{said, false}}, now)
+	r.finish(peer, bgp.VPNv4)
+	if got := r.list(now); len(got) != 1 || got[0].Seq != 1 {
+		t.Errorf("after its end: %v", got)
+	}
+}
+
 // What a peer says in its first update is news when that has ended, or has had the
 // time to.
 func TestFirstUpdateIsNewsAtItsEnd(t *testing.T) {

@@ -99,7 +99,21 @@ func (s *Speaker) session(peer netip.Addr, up bool, now time.Time) {
 	}
 }
 
-// path takes over a path, and tells whether it is news.
+// follow takes over paths alone, of which no first update ends.
+func (s *Speaker) follow(e *api.WatchEventResponse) {
+	news, now := false, time.Now()
+	for _, p := range e.GetTable().GetPaths() {
+		if p.Nlri != nil {
+			news = s.path(p, now) || news
+		}
+	}
+	if news {
+		s.heard.wake()
+	}
+}
+
+// path takes over a path, and tells whether it is news. An End-of-RIB must not come
+// with taking held.
 func (s *Speaker) path(p *api.Path, now time.Time) bool {
 	peer, err := netip.ParseAddr(p.NeighborIp)
 	family := familyOf(p.Family)
@@ -187,18 +201,20 @@ func (s *Speaker) settle(now time.Time) {
 	s.ends = nil
 }
 
-// resume follows paths from now on. What is told of them waits until the table
-// is taken over: it is newer, or will be again when all of it has been told. It needs
-// taking.
+// resume follows paths from now on. What is told of them waits until the table is
+// taken over: it is newer, or will be again when all of it has been told. It needs
+// taking, and so does what follows: none of it comes after a table that was read
+// later.
 func (s *Speaker) resume() {
 	ctx, cancel := context.WithCancel(context.Background())
-	ready := make(chan struct{})
-	defer close(ready)
 	err := s.server.WatchEvent(ctx, &api.WatchEventRequest{Table: &api.WatchEventRequest_Table{Filters: []*api.WatchEventRequest_Table_Filter{
 		{Type: api.WatchEventRequest_Table_Filter_POST_POLICY},
 	}}}, func(e *api.WatchEventResponse) {
-		<-ready
-		s.event(e)
+		s.taking.Lock()
+		defer s.taking.Unlock()
+		if ctx.Err() == nil {
+			s.follow(e)
+		}
 	})
 	if err != nil { // of the request alone
 		s.log.Error("BGP routes are not followed", "err", err)
