@@ -105,6 +105,11 @@ var ErrStopped = errors.New("ha: the instance has stopped")
 // How long Run waits for the mover to let go, and for observers, at its end.
 const goodbye = 5 * time.Second
 
+// goodbyes is how many times the advert of one who stops is sent: the RFC has
+// one (RFC9568-6.4.3-8), but no other follows it, and without it the others wait for
+// the down interval.
+const goodbyes = 3
+
 // maxBehind is how many packets are taken in one go before timers are looked
 // at again: more than receiveBuffer holds, so that none which had arrived in time is
 // overlooked, and a flood does not keep a backup from taking over.
@@ -294,11 +299,21 @@ func (n *Node) send(decided time.Duration, s Send) {
 		n.stats.stale.Add(1)
 		return
 	}
-	if cfg.multicast() {
+	times := 1
+	if s.Priority == vrrp.PriorityStop {
+		times = goodbyes
+	}
+	for range times {
+		n.sendToAll(s)
+	}
+}
+
+func (n *Node) sendToAll(s Send) {
+	if n.instance.multicast() {
 		n.sendTo(n.group, s.Priority)
 		return
 	}
-	for _, p := range cfg.Peers {
+	for _, p := range n.instance.Peers {
 		if !s.To.IsValid() || s.To == p.Addr {
 			n.sendTo(p.Addr, s.Priority)
 		}

@@ -216,8 +216,8 @@ func TestNodesElectAndFailOver(t *testing.T) {
 		a.end(t)
 		time.Sleep(62 * ms)
 		b.is(t, Active)
-		if n := len(w.sends(lower, 0, stopped)); n != 1 {
-			t.Errorf("%d adverts of priority 0, want 1", n)
+		if n := len(w.sends(lower, 0, stopped)); n != goodbyes {
+			t.Errorf("%d adverts of priority 0, want %d", n, goodbyes)
 		}
 		if got := a.mover.said(); !strings.HasSuffix(got, "announce deactivate") {
 			t.Errorf("at its end the active did %q", got)
