@@ -169,6 +169,7 @@ type ProxyGroupSpec struct {
 	// one to be replaced.
 	AdvertisementInterval Duration `json:"advertisementInterval,omitzero"`
 	// Sends is how many adverts are sent in each interval, 1 to 10; default 4.
+	// An even number is sent in pairs, which wake both ends half as often.
 	Sends uint32 `json:"sends,omitempty"`
 	// Preempt has a proxy of higher priority take over from one that is
 	// active. The default is true: who gives different priorities wants them

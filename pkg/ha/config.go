@@ -56,7 +56,8 @@ type Config struct {
 	DownAdverts int
 	// Sends is how many adverts are sent in each Interval, 1 to 10; 0 is 1.
 	// Several keep a lossy network from making the group flap, at the same
-	// detection time: the field on the wire is the *maximum* interval.
+	// detection time: the field on the wire is the *maximum* interval. An even
+	// number is sent in pairs, which wake both ends half as often.
 	Sends int
 	// Tracks are what the node's fitness depends on. Each counts as down until
 	// it is first reported.
@@ -172,8 +173,18 @@ func (c *Config) downAdverts() int {
 	return c.DownAdverts
 }
 
+// copies is how many times an advert is sent at once.
+func (c *Config) copies() int {
+	if c.Sends > 0 && c.Sends%2 == 0 {
+		return 2
+	}
+	return 1
+}
+
 // sendEvery is Adver_Timer: the interval, divided among its sends.
-func (c *Config) sendEvery() time.Duration { return c.Interval / time.Duration(max(c.Sends, 1)) }
+func (c *Config) sendEvery() time.Duration {
+	return c.Interval * time.Duration(c.copies()) / time.Duration(max(c.Sends, 1))
+}
 
 // Skew is Skew_Time (RFC 9568 section 6.1), not rounded to centiseconds, with
 // the active's interval.

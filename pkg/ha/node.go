@@ -299,7 +299,7 @@ func (n *Node) send(decided time.Duration, s Send) {
 		n.stats.stale.Add(1)
 		return
 	}
-	times := 1
+	times := cfg.copies()
 	if s.Priority == vrrp.PriorityStop {
 		times = goodbyes
 	}

@@ -412,6 +412,30 @@ func TestAuthenticatedPairDropsForgeries(t *testing.T) {
 	})
 }
 
+// An even number of sends comes in pairs, an odd one apart from each other.
+func TestNodeSendsPairs(t *testing.T) {
+	for sends, want := range map[int]struct{ instants, adverts int }{1: {1, 1}, 3: {3, 3}, 4: {2, 4}, 6: {3, 6}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWire()
+			n := startNode(t, w, lower, higher, 200, func(c *NodeConfig) { c.Instance.Sends = sends })
+			time.Sleep(time.Second)
+			n.is(t, Active)
+			from := n.Status().Since + 50*ms
+			time.Sleep(100 * ms)
+			var at []time.Duration
+			for _, a := range w.sends(lower, 200, from) {
+				if a < from+100*ms {
+					at = append(at, a)
+				}
+			}
+			if len(at) != want.adverts || len(slices.Compact(at)) != want.instants {
+				t.Errorf("%d sends: in an interval adverts at %v, want %d at %d times", sends, at, want.adverts, want.instants)
+			}
+			n.end(t)
+		})
+	}
+}
+
 // In a multicast group everything goes to the group, the parting advert too.
 func TestMulticastNodeSendsToTheGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -97,7 +97,9 @@ func (s *sim) step(n *simNode, e Event) {
 		case Send:
 			for _, to := range s.nodes {
 				if to != n && (!a.To.IsValid() || a.To == to.cfg.Local) {
-					s.send(n, to, a)
+					for range n.cfg.copies() {
+						s.send(n, to, a)
+					}
 				}
 			}
 		case Change:
@@ -340,6 +342,7 @@ func TestLossyMinute(t *testing.T) {
 	}{
 		{3, 1, 500, 1500},
 		{5, 1, 30, 200},
+		{3, 2, 10, 100},
 		{3, 4, 0, 0},
 	} {
 		total := 0
