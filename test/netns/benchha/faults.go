@@ -222,6 +222,10 @@ func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) 
 	if o.stall, err = t.pulse.Longest(start); err != nil {
 		return err
 	}
+	if t.trace {
+		gaps, err := t.pulse.Gaps(start)
+		t.progress("no echo, since the fault: %v %v", gaps, err)
+	}
 	t.active = to
 	return t.repair(from)
 }

@@ -59,10 +59,17 @@ func (p *Pulse) Stop() {
 	}
 }
 
-// Longest returns the longest time without an echo that was not over at a moment.
-func (p *Pulse) Longest(since time.Time) (longest time.Duration, err error) {
+// Gap is a time without an echo.
+type Gap struct {
+	// Begin is when the last echo came before it, as the time since a moment that
+	// was asked about, and Length its length so far.
+	Begin, Length time.Duration
+}
+
+// Gaps returns the times without an echo that were not over at a moment.
+func (p *Pulse) Gaps(since time.Time) (gaps []Gap, err error) {
 	if !p.client.Running() || !p.server.Running() {
-		return 0, fmt.Errorf("the pulse has stopped: %s %s", p.client.Log(), p.server.Log())
+		return nil, fmt.Errorf("the pulse has stopped: %s %s", p.client.Log(), p.server.Log())
 	}
 	now := monotonic()
 	begin := now - time.Since(since)
@@ -70,16 +77,25 @@ func (p *Pulse) Longest(since time.Time) (longest time.Duration, err error) {
 	var from, to time.Duration
 	for lines.Scan() {
 		if _, err := fmt.Sscan(lines.Text(), &from, &to); err != nil {
-			return 0, fmt.Errorf("the pulse says %q: %w", lines.Text(), err)
+			return nil, fmt.Errorf("the pulse says %q: %w", lines.Text(), err)
 		}
 		if to > begin {
-			longest = max(longest, to-from)
+			gaps = append(gaps, Gap{from - begin, to - from})
 		}
 	}
 	if to == 0 && from > 0 { // it goes on
-		longest = max(longest, now-from)
+		gaps = append(gaps, Gap{from - begin, now - from})
 	}
-	return longest, nil
+	return gaps, nil
+}
+
+// Longest returns the longest of Gaps.
+func (p *Pulse) Longest(since time.Time) (longest time.Duration, err error) {
+	gaps, err := p.Gaps(since)
+	for _, g := range gaps {
+		longest = max(longest, g.Length)
+	}
+	return longest, err
 }
 
 // RunPulse makes this program what StartPulse wants of it: then it does not
