@@ -26,6 +26,10 @@ const (
 	// gatherings is how often a crowd is made for one fault: it must be whole
 	// when that comes.
 	gatherings = 3
+	// aftermath is how long after the other proxy has announced itself a time
+	// without an echo still counts as the fault's: the guest has some of its own,
+	// every now and then.
+	aftermath = time.Second
 	// given is how long a connection may take to go on before it counts as lost.
 	given = 30 * time.Second
 )
@@ -38,7 +42,8 @@ type outcome struct {
 	// guest does by itself.
 	before time.Duration
 	// detection is the time until the other proxy announced the HaVip, stall
-	// the longest time without a UDP echo.
+	// the longest time without a UDP echo, that began no later than aftermath
+	// after that.
 	detection, stall time.Duration
 	// silence is the part of detection since the last advert that the other one
 	// received, cut how long the fault itself took.
@@ -219,12 +224,17 @@ func (t *trial) fault(ctx context.Context, o *outcome, inject func(*stack, int) 
 	r := t.crowd.Report()
 	o.lost, o.resets = o.flows-t.crowd.Answered(settled), r.Resets-o.resets
 	o.median, o.longest = r.Median, r.Longest
-	if o.stall, err = t.pulse.Longest(start); err != nil {
+	gaps, err := t.pulse.Gaps(start)
+	if err != nil {
 		return err
 	}
+	for _, g := range gaps {
+		if g.Begin < o.detection+aftermath {
+			o.stall = max(o.stall, g.Length)
+		}
+	}
 	if t.trace {
-		gaps, err := t.pulse.Gaps(start)
-		t.progress("no echo, since the fault: %v %v", gaps, err)
+		t.progress("no echo, since the fault: %v", gaps)
 	}
 	t.active = to
 	return t.repair(from)
