@@ -98,7 +98,12 @@ func (a *Agent) buildNode(ctx context.Context, m *metrics) error {
 		Refresh:  a.cfg.Reconcile.Refresh,
 		Log:      a.log,
 		Observer: m,
-		Changed:  func() { t.report() },
+		Changed: func() {
+			t.report()
+			if t.elections != nil {
+				t.elections.Look()
+			}
+		},
 	}
 	t.echo = echo.NewResponder(host, a.log)
 	options.Planned = t.planned

@@ -21,6 +21,7 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/election"
 	"github.com/vpcproxy/vpcproxy/internal/nft"
 	"github.com/vpcproxy/vpcproxy/internal/pki"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/session"
 )
 
@@ -103,14 +104,15 @@ func (s *sessions) Run(ctx context.Context) error {
 
 // look tells when the copies change.
 func (s *sessions) look(ctx context.Context) {
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(rhythm.Until(lookEvery))
+	defer timer.Stop()
 	before := map[string]string{}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
+			timer.Reset(rhythm.Until(lookEvery))
 		}
 		now := map[string]string{}
 		for _, g := range s.manager.Status() {

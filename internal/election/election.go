@@ -21,6 +21,7 @@ import (
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 	"github.com/vpcproxy/vpcproxy/pkg/ha"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vip"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vrrp"
@@ -90,8 +91,10 @@ func (g Group) Active() bool { return g.State == ha.Active }
 // use.
 type Manager struct {
 	opts Options
-	wake chan struct{} // buffered, 1
-	tell chan struct{} // buffered, 1: a role has changed
+	wake chan struct{} // buffered, 1: look at everything
+	// health, buffered, 1: look at what the agent says of itself.
+	health chan struct{}
+	tell   chan struct{} // buffered, 1: a role has changed
 
 	spaces map[string]bool // Run's: namespaces of the elections
 
@@ -108,7 +111,7 @@ func New(o Options) *Manager {
 			return ha.OpenSocket(e.Link, e.Local, e.Multicast)
 		}
 	}
-	return &Manager{opts: o, wake: make(chan struct{}, 1), tell: make(chan struct{}, 1), instances: map[string]*instance{}, problems: map[string]string{}}
+	return &Manager{opts: o, wake: make(chan struct{}, 1), health: make(chan struct{}, 1), tell: make(chan struct{}, 1), instances: map[string]*instance{}, problems: map[string]string{}}
 }
 
 // SetElections replaces what this node takes part in. It does not wait.
@@ -130,6 +133,9 @@ func (m *Manager) Hint(h kernel.Hint) {
 	}
 }
 
+// Look says that Options.Health may have changed. It does not wait.
+func (m *Manager) Look() { kick(m.health) }
+
 func kick(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -138,8 +144,11 @@ func kick(c chan struct{}) {
 }
 
 const (
-	// lookEvery is how often health is looked at without a hint.
-	lookEvery = time.Second
+	// lookEvery is how often health is looked at while something is amiss, and
+	// restEvery while nothing is: with all else that changes comes a word.
+	lookEvery, restEvery = time.Second, 4 * time.Second
+	// linksEvery is how often links and addresses are looked at without a hint.
+	linksEvery = 4 * time.Second
 	// tidyEvery is how often HaVips are looked for that no election knows.
 	tidyEvery = 10 * time.Second
 )
@@ -153,19 +162,32 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer telling.Wait()
 	defer m.stopAll()
 	telling.Go(func() { m.tellAll(ctx) })
-	look := time.NewTicker(lookEvery)
+	look := time.NewTimer(0)
 	defer look.Stop()
-	tidied := time.Now()
+	tidied, linksSeen := time.Now(), time.Now()
 	for hinted := true; ; {
-		m.converge(ctx)
-		m.judge(ctx, hinted)
+		links := hinted || time.Since(linksSeen) > linksEvery-lookEvery/2
+		if links {
+			linksSeen = time.Now()
+		}
+		if links || m.unwell() {
+			m.converge(ctx)
+		}
+		calm := m.judge(ctx, links)
 		if time.Since(tidied) >= tidyEvery {
 			m.sweep(ctx)
 			tidied = time.Now()
 		}
+		every := lookEvery
+		if calm {
+			every = restEvery
+		}
+		look.Reset(rhythm.Until(every))
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-m.health:
+			hinted = false
 		case <-m.wake:
 			hinted = true
 			for _, i := range m.all() {
@@ -175,6 +197,18 @@ func (m *Manager) Run(ctx context.Context) error {
 			hinted = false
 		}
 	}
+}
+
+// unwell tells whether an instance has ended by itself, or could not be started.
+func (m *Manager) unwell() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range m.instances {
+		if i.ended() {
+			return true
+		}
+	}
+	return len(m.problems) > 0
 }
 
 // tellAll passes changes on to who follows.

@@ -20,32 +20,32 @@ const (
 	// newcomer is how long an attachment that has just come may be without its
 	// interface: it is being moved, or is on its way to this machine.
 	newcomer = 30 * time.Second
-	// enisEvery is how often interfaces are looked at without a hint.
-	enisEvery = 5 * time.Second
 )
 
-// judge looks at what the elections' tracks are about, and reports it. hinted says
-// that links may have changed.
-func (m *Manager) judge(ctx context.Context, hinted bool) {
+// judge looks at what the elections' tracks are about, and reports it; at links and
+// addresses only if it is told to, or has not yet. calm says that all is well.
+func (m *Manager) judge(ctx context.Context, links bool) (calm bool) {
 	health := m.opts.Health()
+	calm = health.Ready && health.InSync
 	for _, i := range m.all() {
 		e := i.current()
 		if err := i.drain(ctx, e.Cordoned); err != nil {
+			calm = false
 			continue // it has ended, or the context has
 		}
-		if err := i.behind(ctx, m.opts.Copied != nil && !m.opts.Copied(i.name)); err != nil {
+		behind := m.opts.Copied != nil && !m.opts.Copied(i.name)
+		if err := i.behind(ctx, behind); err != nil {
+			calm = false
 			continue
 		}
+		calm = calm && (!behind || i.node.Status().State == ha.Active)
 		up := map[string]bool{trackReady: health.Ready}
 		for _, t := range e.Tracks {
 			switch t.Name {
 			case "eni":
-				var old bool
-				if up[t.Name], old = i.lastENIs(); hinted || old {
-					up[t.Name] = m.enisUp(ctx, i, e)
-				}
+				up[t.Name] = i.last(t.Name, links, func() bool { return m.enisUp(ctx, i, e) })
 			case "underlay":
-				up[t.Name] = m.underlayUp(ctx, e)
+				up[t.Name] = i.last(t.Name, links, func() bool { return m.underlayUp(ctx, e) })
 			case "sync":
 				up[t.Name] = i.inSync(health)
 			case "probe":
@@ -57,7 +57,11 @@ func (m *Manager) judge(ctx context.Context, hinted bool) {
 		if i.report(ctx, up) {
 			kick(m.tell)
 		}
+		for _, well := range up {
+			calm = calm && well
+		}
 	}
+	return calm
 }
 
 // drain posts a change of the operator's mind.
@@ -184,17 +188,21 @@ func (m *Manager) enisUp(ctx context.Context, i *instance, e desired.Election) b
 		}
 	}
 	i.mu.Lock()
-	i.enis, i.enisSeen = next, now
+	i.enis = next
 	i.mu.Unlock()
 	return all
 }
 
-// lastENIs returns what was reported of the interfaces, and whether that is old.
-func (i *instance) lastENIs() (up, old bool) {
+// last returns what was last reported of a track, or looks if that is wanted, or
+// nothing has been.
+func (i *instance) last(track string, wanted bool, look func() bool) bool {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	up, known := i.tracks["eni"]
-	return up, !known || time.Since(i.enisSeen) >= enisEvery
+	up, known := i.tracks[track]
+	i.mu.Unlock()
+	if wanted || !known {
+		return look()
+	}
+	return up
 }
 
 // Yield hands a group's active role over and keeps this node from taking it

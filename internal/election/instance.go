@@ -44,7 +44,6 @@ type instance struct {
 	mu       sync.Mutex
 	election desired.Election // in force
 	enis     map[string]sight // by attachment
-	enisSeen time.Time        // when they were looked at
 	outSince time.Time        // of sync; zero: in sync
 	tracks   map[string]bool  // as reported
 	drained  bool             // as posted

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vpcproxy/vpcproxy/internal/desired"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 	"github.com/vpcproxy/vpcproxy/pkg/ha/vip"
 )
 
@@ -76,7 +77,7 @@ func (p *probes) round(ctx context.Context, targets []desired.HaVip, ping func(c
 
 // probe probes until the context ends; changed is called when allUp has changed.
 func (i *instance) probe(ctx context.Context, ping func(context.Context, desired.HaVip) error, changed func()) {
-	t := time.NewTicker(probeEvery)
+	t := time.NewTimer(0)
 	defer t.Stop()
 	for {
 		var targets []desired.HaVip
@@ -88,6 +89,11 @@ func (i *instance) probe(ctx context.Context, ping func(context.Context, desired
 		if i.probes.round(ctx, targets, ping) {
 			changed()
 		}
+		every := probeEvery
+		if len(targets) == 0 {
+			every = restEvery
+		}
+		t.Reset(rhythm.Until(every))
 		select {
 		case <-ctx.Done():
 			return

@@ -3,22 +3,28 @@ package source
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/vpcproxy/vpcproxy/internal/intent"
 	"github.com/vpcproxy/vpcproxy/internal/manifest"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 )
 
 const (
 	// directoryPoll finds what inotify cannot: changes on network file
 	// systems, and a directory that was replaced as a whole.
-	directoryPoll = 5 * time.Second
+	directoryPoll = 4 * time.Second
 	// directorySettle lets a burst of writes end before the files are read.
 	directorySettle = 50 * time.Millisecond
 )
@@ -34,6 +40,8 @@ type Directory struct {
 	problem error
 	last    *intent.Set
 	loaded  bool
+
+	seen string // the files that the last load has found; of Run
 }
 
 // NewDirectory returns a source that offers the manifests in a directory to
@@ -60,7 +68,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		return fmt.Errorf("watch %s: %w", d.path, err)
 	}
 	defer func() { _ = w.Close() }()
-	poll := time.NewTicker(directoryPoll)
+	poll := time.NewTimer(rhythm.Until(directoryPoll))
 	defer poll.Stop()
 	settle := time.NewTimer(0)
 	defer settle.Stop()
@@ -73,14 +81,46 @@ func (d *Directory) Run(ctx context.Context) error {
 		case err := <-w.Errors:
 			d.log.Warn("directory watch failed; polling goes on", "directory", d.path, "err", err)
 		case <-poll.C:
-			d.load(w)
+			poll.Reset(rhythm.Until(directoryPoll))
+			if d.Problem() != nil || files(d.path) != d.seen {
+				d.load(w)
+			}
 		case <-settle.C:
 			d.load(w)
 		}
 	}
 }
 
+// files tells what can be seen of a directory's files without reading them. It is the
+// same while nobody has changed them.
+func files(path string) string {
+	var all strings.Builder
+	add := func(name string, info fs.FileInfo, err error) {
+		inode := uint64(0)
+		if err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				inode = st.Ino
+			}
+			fmt.Fprintln(&all, name, inode, info.Size(), info.ModTime().UnixNano())
+			return
+		}
+		fmt.Fprintln(&all, name, err)
+	}
+	info, err := os.Stat(path)
+	add(".", info, err)
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		fmt.Fprintln(&all, err)
+	}
+	for _, e := range entries {
+		info, err := os.Stat(filepath.Join(path, e.Name())) // of what a link leads to
+		add(e.Name(), info, err)
+	}
+	return all.String()
+}
+
 func (d *Directory) load(w *fsnotify.Watcher) {
+	d.seen = files(d.path) // first: what changes after it is read again
 	// Adding again is how a directory that was made anew is followed; for
 	// one that is watched it changes nothing.
 	watchErr := w.Add(d.path)

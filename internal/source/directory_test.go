@@ -82,3 +82,50 @@ func TestDirectoryFollowsItsFiles(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestFiles: whatever somebody does to a directory's files can be seen without
+// reading them.
+func TestFiles(t *testing.T) {
+	dir := t.TempDir()
+	other := filepath.Join(t.TempDir(), "other")
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(os.WriteFile(other, []byte("a"), 0o600))
+	file := filepath.Join(dir, "node.yaml")
+	seen := map[string]string{files(dir): "empty"}
+	for _, step := range []struct {
+		name string
+		act  func() error
+	}{
+		{"a file", func() error { return os.WriteFile(file, []byte("one"), 0o600) }},
+		{"a longer file", func() error { return os.WriteFile(file, []byte("three"), 0o600) }},
+		{"a file as long", func() error { return os.Chtimes(file, time.Time{}, time.Unix(1, 0)) }},
+		{"a file that was put there", func() error {
+			if err := os.WriteFile(file+".new", []byte("three"), 0o600); err != nil {
+				return err
+			}
+			if err := os.Chtimes(file+".new", time.Time{}, time.Unix(1, 0)); err != nil {
+				return err
+			}
+			return os.Rename(file+".new", file)
+		}},
+		{"a link", func() error { return os.Symlink(other, filepath.Join(dir, "link.yaml")) }},
+		{"what a link leads to", func() error { return os.WriteFile(other, []byte("ab"), 0o600) }},
+		{"what is not there", func() error { return os.Remove(other) }},
+		{"no directory", func() error { return os.RemoveAll(dir) }},
+	} {
+		do(step.act())
+		now := files(dir)
+		if before, ok := seen[now]; ok {
+			t.Errorf("%s looks like %s:\n%s", step.name, before, now)
+		}
+		if files(dir) != now {
+			t.Errorf("%s looks different when nothing has changed", step.name)
+		}
+		seen[now] = step.name
+	}
+}

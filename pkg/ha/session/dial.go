@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 )
 
 // How soon a member is called again, at first and at most.
@@ -133,7 +135,7 @@ func (f *follower) subscribe(s *stream) error {
 
 // beat says that this side is alive; a connection that takes nothing is closed.
 func (f *follower) beat(ctx context.Context) {
-	for pause(ctx, beat) {
+	for pause(ctx, rhythm.Until(beat)) {
 		if f.send(frameBeat, func(b []byte) []byte { return b }) != nil {
 			_ = f.conn.Close()
 			return

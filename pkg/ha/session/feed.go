@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/conntrack"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 )
 
 const (
 	// beat is how often either side says that it is alive at least, and silence
 	// how long it may not: both ends give up then.
-	beat    = time.Second
+	beat    = 2 * time.Second
 	silence = 5 * time.Second
 	// handshake bounds what a stranger can hold a connection for.
 	handshake = 5 * time.Second
@@ -101,6 +102,7 @@ type feed struct {
 	room  []byte // for frames that are read
 	fresh chan struct{}
 	out   []byte
+	wrote bool // since it was last cleared; the writer's
 
 	mu     sync.Mutex
 	subs   map[uint32]*sub
@@ -216,34 +218,40 @@ func (f *feed) close() {
 
 // write sends what there is to send until the context or the connection ends.
 func (f *feed) write(ctx context.Context) error {
-	timer := time.NewTicker(beat)
+	timer := time.NewTimer(rhythm.Until(beat))
 	defer timer.Stop()
-	for {
+	for due := false; ; {
 		active, stopped, news := f.group.sends()
 		if stopped {
 			return nil
 		}
+		f.wrote = false
 		for more := active; more && ctx.Err() == nil; {
 			var err error
 			if more, err = f.round(); err != nil {
 				return err
 			}
 		}
+		if due && !f.wrote {
+			if err := f.send(seal(frame(f.out, frameBeat))); err != nil {
+				return err
+			}
+		}
+		due = false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-news:
 		case <-f.fresh:
 		case <-timer.C:
-			if err := f.send(seal(frame(f.out, frameBeat))); err != nil {
-				return err
-			}
+			timer.Reset(rhythm.Until(beat))
+			due = true
 		}
 	}
 }
 
 func (f *feed) send(b []byte) error {
-	f.out = b
+	f.out, f.wrote = b, true
 	if err := f.conn.SetWriteDeadline(time.Now().Add(silence)); err != nil {
 		return err
 	}
@@ -337,7 +345,7 @@ func (s *sub) begin(epoch, seq uint64) {
 
 // tell says now and then what the standby should have.
 func (f *feed) tell(s *sub, t *table) []byte {
-	if time.Since(s.told) < beat {
+	if time.Since(s.told) < beat/2 {
 		return nil
 	}
 	s.told = time.Now()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vpcproxy/vpcproxy/internal/conntrack"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 )
 
 // errGap is returned for changes that do not follow on what has been applied.
@@ -129,13 +130,16 @@ func (s *stream) check(st *state) bool {
 func (s *stream) sink(ctx context.Context) {
 	list := time.Now().Add(s.opts.Refresh)
 	var last *conntrack.Conn
-	for pause(ctx, retry) {
+	wait := retry
+	for pause(ctx, rhythm.Until(wait)) {
+		wait = retry
 		conn, err := s.kernel() // notices a namespace that is new, or gone
 		if err != nil {
 			s.complain(err)
 			continue
 		}
 		if conn == last && (time.Now().Before(list) || s.unaltered(ctx, conn)) {
+			wait = rest
 			continue
 		}
 		if _, ok := s.pace.start(); !ok {

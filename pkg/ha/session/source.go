@@ -24,8 +24,9 @@ const (
 	// kernel's table for the first time: that is little news, as what comes now is told
 	// by events, and the processor is the packets' for that long.
 	calm = time.Second
-	// retry is the wait after a failure.
-	retry = time.Second
+	// retry is the wait after a failure, and rest how often a standby that keeps its
+	// kernel like the table looks whether the namespace is still the same.
+	retry, rest = time.Second, 4 * time.Second
 )
 
 // young is a flow that is assured, and too young yet.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 )
 
 const (
@@ -33,7 +34,7 @@ func (s *Set) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	tasks.Go(func() { s.watchWire(ctx) })
-	verify := time.NewTicker(verifyEvery)
+	verify := time.NewTimer(rhythm.Until(verifyEvery))
 	defer verify.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -54,6 +55,7 @@ func (s *Set) Run(ctx context.Context) error {
 			s.prepare(ctx)
 			s.repair(ctx)
 		case <-verify.C:
+			verify.Reset(rhythm.Until(verifyEvery))
 			s.repair(ctx)
 		}
 	}
@@ -220,13 +222,14 @@ func judge(a Address, l kernel.Link, held []kernel.Address, holding bool) (Discr
 // watchWire asks on the links who answers, again and again.
 func (s *Set) watchWire(ctx context.Context) {
 	seen := map[Discrepancy]int{}
-	t := time.NewTicker(askEvery)
+	t := time.NewTimer(rhythm.Until(askEvery))
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			t.Reset(rhythm.Until(askEvery))
 		}
 		now := map[Discrepancy]int{}
 		var found []Discrepancy
