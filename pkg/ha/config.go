@@ -57,7 +57,8 @@ type Config struct {
 	// Sends is how many adverts are sent in each Interval, 1 to 10; 0 is 1.
 	// Several keep a lossy network from making the group flap, at the same
 	// detection time: the field on the wire is the *maximum* interval. An even
-	// number is sent in pairs, which wake both ends half as often.
+	// number is sent in pairs, which wake both ends half as often; all of them go
+	// at once if the interval is a second or longer, which outlasts bursts of loss.
 	Sends int
 	// Tracks are what the node's fitness depends on. Each counts as down until
 	// it is first reported.
@@ -173,9 +174,15 @@ func (c *Config) downAdverts() int {
 	return c.DownAdverts
 }
 
+// longInterval is from when on an interval's adverts are all sent at once.
+const longInterval = time.Second
+
 // copies is how many times an advert is sent at once.
 func (c *Config) copies() int {
-	if c.Sends > 0 && c.Sends%2 == 0 {
+	switch {
+	case c.Interval >= longInterval:
+		return max(c.Sends, 1)
+	case c.Sends > 0 && c.Sends%2 == 0:
 		return 2
 	}
 	return 1

@@ -414,22 +414,30 @@ func TestAuthenticatedPairDropsForgeries(t *testing.T) {
 
 // An even number of sends comes in pairs, an odd one apart from each other.
 func TestNodeSendsPairs(t *testing.T) {
-	for sends, want := range map[int]struct{ instants, adverts int }{1: {1, 1}, 3: {3, 3}, 4: {2, 4}, 6: {3, 6}} {
+	for _, want := range []struct {
+		interval                 time.Duration
+		sends, instants, adverts int
+	}{
+		{100 * ms, 1, 1, 1}, {100 * ms, 3, 3, 3}, {100 * ms, 4, 2, 4}, {100 * ms, 6, 3, 6},
+		{990 * ms, 4, 2, 4}, {time.Second, 4, 1, 4}, {time.Second, 3, 1, 3}, {time.Second, 0, 1, 1},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWire()
-			n := startNode(t, w, lower, higher, 200, func(c *NodeConfig) { c.Instance.Sends = sends })
-			time.Sleep(time.Second)
+			n := startNode(t, w, lower, higher, 200, func(c *NodeConfig) {
+				c.Instance.Sends, c.Instance.Interval = want.sends, want.interval
+			})
+			time.Sleep(10 * want.interval)
 			n.is(t, Active)
-			from := n.Status().Since + 50*ms
-			time.Sleep(100 * ms)
+			from := n.Status().Since + want.interval/2
+			time.Sleep(want.interval)
 			var at []time.Duration
 			for _, a := range w.sends(lower, 200, from) {
-				if a < from+100*ms {
+				if a < from+want.interval {
 					at = append(at, a)
 				}
 			}
 			if len(at) != want.adverts || len(slices.Compact(at)) != want.instants {
-				t.Errorf("%d sends: in an interval adverts at %v, want %d at %d times", sends, at, want.adverts, want.instants)
+				t.Errorf("%d sends: in an interval of %v adverts at %v, want %d at %d times", want.sends, want.interval, at, want.adverts, want.instants)
 			}
 			n.end(t)
 		})

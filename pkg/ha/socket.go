@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -198,7 +199,8 @@ func (s *Socket) Wake() {
 // Receive implements Transport. Packets that it cannot understand are skipped.
 func (s *Socket) Receive() (Datagram, bool, error) {
 	for {
-		n, oobn, _, from, err := unix.Recvmsg(s.fd, s.buf[:], s.oob[:], unix.MSG_DONTWAIT)
+		// Not unix.Recvmsg, which asks for the protocol of each packet's sender.
+		n, oobn, _, from, err := syscall.Recvmsg(s.fd, s.buf[:], s.oob[:], unix.MSG_DONTWAIT)
 		now := boottime()
 		switch {
 		case errors.Is(err, unix.EAGAIN):
@@ -274,8 +276,8 @@ func datagram4(b []byte) (Datagram, bool) {
 }
 
 // datagram6 takes destination and hop limit from the control messages.
-func datagram6(payload []byte, messages []unix.SocketControlMessage, from unix.Sockaddr) (Datagram, bool) {
-	src, ok := from.(*unix.SockaddrInet6)
+func datagram6(payload []byte, messages []unix.SocketControlMessage, from syscall.Sockaddr) (Datagram, bool) {
+	src, ok := from.(*syscall.SockaddrInet6)
 	if !ok {
 		return Datagram{}, false
 	}
