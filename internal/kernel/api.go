@@ -241,6 +241,10 @@ type Handle interface {
 	Sysctl(ctx context.Context, name string) (string, error)
 	// Sysctls reads many in a fraction of the time; absent ones are left out.
 	Sysctls(ctx context.Context, names []string) (map[string]string, error)
+	// SysctlsWatched tells whether Watch has a hint when one of these parameters
+	// is written, unless through another mount of /proc. Those are watched that
+	// Sysctls has read, as far as there is room.
+	SysctlsWatched(names []string) bool
 	SetSysctl(ctx context.Context, name, value string) error
 
 	// EgressSources returns the sources that the guard on a link's egress
@@ -285,7 +289,7 @@ type Host interface {
 	Keep(ctx context.Context, name string, open func() (io.Closer, error)) (closed <-chan struct{}, err error)
 	// Watch returns hints that something in the namespace may have changed:
 	// links, addresses, neighbors of tunnels, routes, rules, egress guards,
-	// forwarding and rp_filter sysctls, and nftables (so iptables-nft, but not
+	// sysctls (see SysctlsWatched), and nftables (so iptables-nft, but not
 	// iptables-legacy). A hint carries no truth, and hints may be merged. The
 	// first one is HintAll, when all is subscribed to; an overrun (ENOBUFS)
 	// is a HintAll again. The channel closes with the context, with the

@@ -34,21 +34,31 @@ const (
 	dumpAttempts = 10
 )
 
-// conn is a netlink socket for requests whose replies matter one by one. It is
-// bound to the network namespace of the thread that opened it. Calls are
-// serialized.
+// conn is a netlink socket, for notifications or for requests whose replies matter
+// one by one. It is bound to the network namespace of the thread that opened it.
+// Calls are serialized.
+//
+// A socket for requests is none of the runtime's poller, which would be woken by
+// every reply to find that nobody waits: the kernel has replied when the call that
+// sends the request returns.
 type conn struct {
-	mu   sync.Mutex
-	file *os.File
-	raw  syscall.RawConn
-	seq  uint32
-	out  message
-	in   []byte
+	mu     sync.Mutex
+	file   *os.File
+	raw    syscall.RawConn
+	polled bool // for notifications
+	seq    uint32
+	out    message
+	in     []byte
 }
 
-// openConn opens a socket in the calling thread's network namespace.
+// openConn opens a socket in the calling thread's network namespace: for the
+// notifications of groups if there are any, otherwise for requests.
 func openConn(protocol int, groups ...int) (*conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	kind := unix.SOCK_RAW | unix.SOCK_CLOEXEC
+	if len(groups) > 0 {
+		kind |= unix.SOCK_NONBLOCK // which has os.NewFile tell the poller
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, kind, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
@@ -56,11 +66,17 @@ func openConn(protocol int, groups ...int) (*conn, error) {
 	if err := configure(fd, groups); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
+	if len(groups) == 0 {
+		limit := unix.NsecToTimeval(replyTimeout.Nanoseconds())
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+			return nil, errors.Join(fmt.Errorf("limit a netlink socket's wait for replies: %w", err), file.Close())
+		}
+	}
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return &conn{file: file, raw: raw, in: make([]byte, readBuffer)}, nil
+	return &conn{file: file, raw: raw, polled: len(groups) > 0, in: make([]byte, readBuffer)}, nil
 }
 
 func configure(fd int, groups []int) error {
@@ -105,7 +121,8 @@ func (c *conn) port() (uint32, error) {
 	return port, nil
 }
 
-// Close ends calls in progress with os.ErrClosed.
+// Close ends the wait for notifications with os.ErrClosed, and lets a request that is
+// under way end.
 func (c *conn) Close() error { return c.file.Close() }
 
 // batch sends n requests, which build makes in turn with begin and end, and
@@ -228,15 +245,14 @@ func (c *conn) answers(f func([]byte) error) (interrupted bool, err error) {
 	}
 }
 
-// send writes the built requests and sets the deadline for their replies.
+// send writes the built requests.
 func (c *conn) send() error {
-	if err := c.file.SetReadDeadline(time.Now().Add(replyTimeout)); err != nil {
-		return err
-	}
 	var failed error
 	err := c.raw.Write(func(fd uintptr) bool {
-		failed = unix.Sendto(int(fd), c.out.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		return failed != unix.EAGAIN
+		_, failed = ignoringEINTR(func() (int, error) {
+			return 0, unix.Sendto(int(fd), c.out.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		})
+		return true
 	})
 	if err := cmp.Or(err, failed); err != nil {
 		return fmt.Errorf("send netlink requests: %w", err)
@@ -251,9 +267,15 @@ func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
 		var from unix.Sockaddr
 		var failed error
 		err := c.raw.Read(func(fd uintptr) bool {
-			n, from, failed = unix.Recvfrom(int(fd), c.in, unix.MSG_TRUNC)
-			return failed != unix.EAGAIN
+			n, failed = ignoringEINTR(func() (n int, err error) {
+				n, from, err = unix.Recvfrom(int(fd), c.in, unix.MSG_TRUNC)
+				return n, err
+			})
+			return !c.polled || failed != unix.EAGAIN
 		})
+		if failed == unix.EAGAIN { //nolint:errorlint // an errno as it is
+			failed = fmt.Errorf("no reply within %v: %w", replyTimeout, os.ErrDeadlineExceeded)
+		}
 		if err := cmp.Or(err, failed); err != nil {
 			return nil, err
 		}

@@ -48,6 +48,7 @@ type host struct {
 	sysctls     string
 	ownFirewall func(portID uint32) bool // may be nil
 	quiet       bool
+	written     *parameterWatch // may be nil
 
 	mu       sync.Mutex
 	own      *handle
@@ -84,10 +85,11 @@ func NewHost(options HostOptions) (Host, error) {
 		watchers:    map[string]map[*watcher]struct{}{},
 		ownFirewall: options.OwnFirewall,
 		quiet:       options.Quiet,
+		written:     newParameterWatch(),
 	}
 	own, err := openHandle(h, "", options.Own)
 	if err != nil {
-		return nil, fmt.Errorf("open the agent's network namespace: %w", classify(err))
+		return nil, errors.Join(fmt.Errorf("open the agent's network namespace: %w", classify(err)), h.written.close())
 	}
 	h.own = own
 	return h, nil
@@ -107,7 +109,7 @@ func (h *host) Close() error {
 	for name := range h.open {
 		errs = append(errs, h.forget(name))
 	}
-	errs = append(errs, h.own.close())
+	errs = append(errs, h.own.close(), h.written.close())
 	return errors.Join(errs...)
 }
 
@@ -185,13 +187,15 @@ func (h *host) Run(ctx context.Context, name string, f func() error) error {
 		return err
 	}
 	defer func() { _ = unix.Close(ns) }()
-	return onNewThread(func() error {
-		back, err := enter(ns)
-		if err != nil {
-			return fmt.Errorf("network namespace %q: %w", name, classify(err))
-		}
-		return errors.Join(f(), back())
+	entered := false
+	err = visit(ns, func() error {
+		entered = true
+		return f()
 	})
+	if err != nil && !entered {
+		return fmt.Errorf("network namespace %q: %w", name, classify(err))
+	}
+	return err
 }
 
 // duplicate returns a descriptor of a namespace that stays valid whatever
@@ -216,20 +220,30 @@ type nsID struct{ dev, ino uint64 }
 // identify fails with fs.ErrNotExist if there is no namespace at path: the name
 // may be there without one, left behind by a creation that did not end.
 func identify(path string) (nsID, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(path, &fs); err != nil {
-		return nsID{}, &os.PathError{Op: "statfs", Path: path, Err: err}
-	}
-	// A namespace on /proc (HostOptions.Own) has the file system of its target too.
-	if fs.Type != unix.NSFS_MAGIC {
-		return nsID{}, &os.PathError{Op: "open namespace", Path: path, Err: unix.ENOENT}
+	spaces, err := nsfs()
+	if err != nil {
+		return nsID{}, err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return nsID{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
+	if st.Dev != spaces {
+		return nsID{}, &os.PathError{Op: "open namespace", Path: path, Err: unix.ENOENT}
+	}
 	return nsID{dev: st.Dev, ino: st.Ino}, nil
 }
+
+// nsfs returns the device of the file system of all namespaces, of which there is one
+// (fs/nsfs.c).
+var nsfs = sync.OnceValues(func() (uint64, error) {
+	const path = "/proc/thread-self/ns/net"
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Dev, nil
+})
 
 // handle works in one network namespace.
 type handle struct {
@@ -246,7 +260,7 @@ type handle struct {
 	conn   *conn           // batches and the other listings
 	closed bool
 
-	parameters parameters
+	parameters *parameters
 	linkMemo   linkMemo
 
 	extra      sync.Mutex    // over what is opened when it is first needed
@@ -265,7 +279,7 @@ func openHandle(host *host, name, path string) (*handle, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	h := &handle{host: host, name: name, id: id, ns: ns}
+	h := &handle{host: host, name: name, id: id, ns: ns, parameters: newParameters(host.written)}
 	err = h.visit(func() (err error) {
 		if h.conn, err = openConn(unix.NETLINK_ROUTE); err != nil {
 			return err

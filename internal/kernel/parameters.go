@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"os"
 	"strings"
 	"sync"
@@ -9,18 +10,30 @@ import (
 )
 
 // parameters keeps files of a namespace's parameters open, because some are
-// looked at twice a second: an open one is read by one system call, from any
-// thread, where a visit takes a thread to the namespace and back. A file is the
+// looked at again and again: an open one is read by one system call, from any
+// thread, where a visit takes a thread to the namespace and back, and can be watched. A file is the
 // parameter's for as long as that exists; reading one whose device has gone, or
 // has another name now, fails (fs/proc/proc_sysctl.c, grab_header), also if there is
 // a device of that name again.
 type parameters struct {
+	watch *parameterWatch // nil: none can be watched
+
 	mu    sync.Mutex
-	files map[string]int // descriptors by name
+	files map[string]parameter // by name
+
+	listening sync.Mutex
+	listeners map[chan struct{}]bool
 }
 
-// keptParameters is how many are kept open for a namespace: a proxy's has five that are
-// polled, a function host's own one for each device, of which there may be
+func newParameters(w *parameterWatch) *parameters {
+	return &parameters{watch: w, files: map[string]parameter{}, listeners: map[chan struct{}]bool{}}
+}
+
+// parameter is an open file and its watch, -1 if it has none.
+type parameter struct{ fd, wd int }
+
+// keptParameters is how many are kept open for a namespace: a proxy's has six that are
+// wanted, a function host's own some for each device, of which there may be
 // thousands.
 const keptParameters = 64
 
@@ -30,14 +43,14 @@ func (p *parameters) read(names []string, values map[string]string) (rest []stri
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, name := range names {
-		fd, ok := p.files[name]
+		file, ok := p.files[name]
 		if !ok {
 			rest = append(rest, name)
 			continue
 		}
-		value, err := readWhole(fd)
+		value, err := readWhole(file.fd)
 		if err != nil {
-			_ = unix.Close(fd)
+			p.shut(file)
 			delete(p.files, name)
 			rest = append(rest, name)
 			continue
@@ -57,35 +70,85 @@ func (p *parameters) load(dir, name string) (string, error) {
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	file := parameter{fd, -1}
+	_, have := p.files[name]
+	keep := !have && len(p.files) < keptParameters
+	if keep {
+		file.wd = p.watch.add(fd, p) // first: what changes after it has been read is told
+	}
 	value, err := readWhole(fd)
+	if err != nil || !keep {
+		p.shut(file)
+	} else {
+		p.files[name] = file
+	}
 	if err != nil {
-		_ = unix.Close(fd)
 		return "", &os.PathError{Op: "read", Path: path, Err: err}
 	}
-	p.keep(name, fd)
 	return value, nil
 }
 
-func (p *parameters) keep(name string, fd int) {
+// shut closes a file. p.mu is held.
+func (p *parameters) shut(file parameter) {
+	p.watch.remove(file.wd)
+	_ = unix.Close(file.fd)
+}
+
+// follow sends hints until the context ends.
+func (p *parameters) follow(ctx context.Context, in chan<- Hint) {
+	written := make(chan struct{}, 1)
+	p.listening.Lock()
+	p.listeners[written] = true
+	p.listening.Unlock()
+	defer func() {
+		p.listening.Lock()
+		defer p.listening.Unlock()
+		delete(p.listeners, written)
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-written:
+			send(ctx, in, HintSysctls)
+		}
+	}
+}
+
+// tell says that a parameter has been written. It does not wait: one word that a
+// listener has not heard yet is enough.
+func (p *parameters) tell() {
+	p.listening.Lock()
+	defer p.listening.Unlock()
+	for written := range p.listeners {
+		select {
+		case written <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// watched tells whether all of the parameters are.
+func (p *parameters) watched(names []string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.files[name]; ok || len(p.files) >= keptParameters {
-		_ = unix.Close(fd)
-		return
+	for _, name := range names {
+		if file, ok := p.files[name]; !ok || file.wd < 0 {
+			return false
+		}
 	}
-	if p.files == nil {
-		p.files = map[string]int{}
-	}
-	p.files[name] = fd
+	return true
 }
 
 func (p *parameters) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, fd := range p.files {
-		_ = unix.Close(fd)
+	for _, file := range p.files {
+		p.shut(file)
 	}
-	p.files = nil
+	clear(p.files)
 }
 
 // readWhole reads a file of /proc/sys from its beginning: most are a few bytes long.

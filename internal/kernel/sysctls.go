@@ -52,6 +52,8 @@ func (h *handle) Sysctls(ctx context.Context, names []string) (map[string]string
 	return values, err
 }
 
+func (h *handle) SysctlsWatched(names []string) bool { return h.parameters.watched(names) }
+
 func (h *handle) SetSysctl(ctx context.Context, name, value string) error {
 	return h.use(ctx, func() error {
 		return h.visit(func() error { return writeSysctl(h.host.sysctls, name, value) })

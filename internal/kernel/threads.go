@@ -11,16 +11,16 @@ import (
 // A network namespace belongs to a thread, and goroutines move between threads.
 // There are two ways to work in another one:
 //
-//   - visit, for a few quick calls of our own (open a socket, read a file): the
-//     thread goes there and comes back, and lives on.
-//   - Host.Run and CreateNamespace, for anything longer: a goroutine that stays
-//     locked to its thread. The Go runtime ends a thread whose goroutine
-//     ends locked, so nothing can leak out of it.
+//   - visit: the thread goes there and comes back, and lives on. A thread is dearer
+//     to make than most of what is done there.
+//   - onNewThread, for what there is no way back from, such as unshare(2): a
+//     goroutine that stays locked to its thread. The Go runtime ends a thread whose
+//     goroutine ends locked, so nothing can leak out of it.
 //
 // While a goroutine is locked the runtime starts new threads from a clean one,
 // never from the visiting one (runtime.LockOSThread).
 
-// visit calls f on a thread that is in the namespace ns, and takes the thread back to
+// visit calls f in a goroutine of its own, on a thread that is in the namespace ns, and takes the thread back to
 // where it was. A thread that cannot be taken back is ended.
 func visit(ns int, f func() error) error {
 	done := make(chan error, 1)

@@ -79,6 +79,7 @@ func (h *host) Watch(ctx context.Context, name string) (<-chan Hint, error) {
 			})
 		}
 	}
+	readers.Go(func() { handle.parameters.follow(ctx, in) })
 	if name == "" {
 		if names := newNameWatch(h.dir); names != nil {
 			readers.Go(func() { names.follow(ctx, in) })

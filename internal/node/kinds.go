@@ -36,8 +36,9 @@ type Kinds struct {
 	Close func() error
 
 	// SysctlsDrifted tells whether a parameter that changes without an event is
-	// not as wanted. Nil if there is none.
-	SysctlsDrifted func(context.Context) bool
+	// not as wanted, and whether all are watched; see route.Sysctls.Drifted. Nil if
+	// there is none.
+	SysctlsDrifted func(context.Context) (drifted, watched bool)
 	// NATDrifted tells, cheaply, whether address translation may have
 	// changed since it was asked last. Nil where the kernel has events.
 	NATDrifted func(context.Context) bool
@@ -170,14 +171,17 @@ func kindsOf(h kernel.Hint) []string {
 	return nil
 }
 
-// poll returns the kinds that may have changed without an event.
-func (k Kinds) poll(ctx context.Context) []string {
-	var kinds []string
-	if k.SysctlsDrifted != nil && k.SysctlsDrifted(ctx) {
-		kinds = append(kinds, "sysctls")
+// poll returns the kinds that may have changed without an event. soon tells that
+// what changes as a rule without one is to be looked at before long.
+func (k Kinds) poll(ctx context.Context) (kinds []string, soon bool) {
+	if k.SysctlsDrifted != nil {
+		drifted, watched := k.SysctlsDrifted(ctx)
+		if soon = !watched; drifted {
+			kinds = append(kinds, "sysctls")
+		}
 	}
 	if k.NATDrifted != nil && k.NATDrifted(ctx) {
 		kinds = append(kinds, "nat")
 	}
-	return kinds
+	return kinds, soon || k.NATDrifted != nil
 }

@@ -18,14 +18,15 @@ import (
 	"github.com/vpcproxy/vpcproxy/internal/kernel"
 	"github.com/vpcproxy/vpcproxy/internal/plan"
 	"github.com/vpcproxy/vpcproxy/internal/reconcile"
+	"github.com/vpcproxy/vpcproxy/internal/rhythm"
 	"github.com/vpcproxy/vpcproxy/pkg/tunnel"
 )
 
 const (
-	// pollEvery is how often that is looked at which changes without an
-	// event: sysctls, and iptables-legacy tables. Twice a second keeps the
-	// promise that drift is repaired within one.
-	pollEvery = 500 * time.Millisecond
+	// pollEvery is how often that is looked at which changes without an event:
+	// iptables-legacy tables, and sysctls that are not watched. pollRarely is for
+	// sysctls that are, which somebody may write through another mount of /proc.
+	pollEvery, pollRarely = 500 * time.Millisecond, 4 * time.Second
 	// observeRetry is the wait after facts could not be observed.
 	observeRetry = time.Second
 	// planShare is how many times as long as a plan took, the next one for
@@ -395,7 +396,7 @@ func (n *Node) hint(netns string, h kernel.Hint) {
 
 // poll looks at what changes without an event.
 func (n *Node) poll(ctx context.Context) {
-	t := time.NewTicker(pollEvery)
+	t := time.NewTimer(rhythm.Until(pollEvery))
 	defer t.Stop()
 	for {
 		select {
@@ -403,9 +404,15 @@ func (n *Node) poll(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		if kinds := n.opts.Kinds.poll(ctx); len(kinds) > 0 {
+		kinds, soon := n.opts.Kinds.poll(ctx)
+		if len(kinds) > 0 {
 			n.loop.Hint(kinds...)
 		}
+		every := pollRarely
+		if soon {
+			every = pollEvery
+		}
+		t.Reset(rhythm.Until(every))
 	}
 }
 

@@ -56,19 +56,35 @@ func (s *Sysctls) List(ctx context.Context) (map[desired.SysctlKey]desired.Sysct
 }
 
 // Drifted tells whether a parameter that changes without an event is not as it was
-// wanted at the last List. Run by whoever polls, beside the engine.
-func (s *Sysctls) Drifted(ctx context.Context) bool {
+// wanted at the last List, and whether all are watched, so that there is a hint when
+// one of them is written as usual. Run by whoever polls, beside the engine.
+func (s *Sysctls) Drifted(ctx context.Context) (drifted, watched bool) {
 	have, err := s.read(ctx, func(k desired.SysctlKey) bool { return !announced(k.Name) })
 	if err != nil {
-		return true // the engine will say so
+		return true, false // the engine will say so
 	}
 	want := s.wanted()
 	for k, h := range have {
 		if s.Diff(want[k], h) != "" {
-			return true
+			return true, false
 		}
 	}
-	return false
+	return false, s.watched(have)
+}
+
+// watched tells whether there is a hint when one of the parameters is written.
+func (s *Sysctls) watched(have map[desired.SysctlKey]desired.Sysctl) bool {
+	names := map[string][]string{} // by namespace
+	for k := range have {
+		names[k.Netns] = append(names[k.Netns], k.Name)
+	}
+	for netns, names := range names {
+		h, err := s.host.In(netns)
+		if err != nil || !h.SysctlsWatched(names) {
+			return false
+		}
+	}
+	return true
 }
 
 // announced tells whether the kernel announces a change of a parameter (RTM_NEWNETCONF:

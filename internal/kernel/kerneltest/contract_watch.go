@@ -53,6 +53,21 @@ func (m *machine) hinted(hints <-chan kernel.Hint, want kernel.Hint) {
 	}
 }
 
+// calm waits until there are no hints for a while.
+func (m *machine) calm(hints <-chan kernel.Hint) {
+	m.Helper()
+	for {
+		select {
+		case _, open := <-hints:
+			if !open {
+				m.Fatal("the watch ended")
+			}
+		case <-time.After(300 * time.Millisecond):
+			return
+		}
+	}
+}
+
 // thing is open until it is closed.
 type thing chan struct{}
 
@@ -106,6 +121,27 @@ var watchContract = map[string]func(*testing.T, *machine){
 		m.hinted(hints, kernel.HintSysctls)
 		m.ok(h.SetEgressSources(ctx, index, nil))
 		m.hinted(hints, kernel.HintEgress)
+	},
+	"a parameter that has been read": func(t *testing.T, m *machine) {
+		ctx := t.Context()
+		h := m.namespace("vpx-a")
+		hints := m.watch("vpx-a")
+		const name = "net/ipv4/neigh/vpx-1/mcast_solicit" // which no notification tells of
+		for range 2 {
+			l := m.tunnel(h, "vpx-1", 7)
+			if _, err := h.Sysctls(ctx, []string{name}); err != nil {
+				t.Fatal(err)
+			}
+			if !h.SysctlsWatched([]string{name}) {
+				t.Fatal("not watched")
+			}
+			for _, value := range []string{"1", "2"} {
+				m.calm(hints)
+				m.ok(h.SetSysctl(ctx, name, value))
+				m.hinted(hints, kernel.HintSysctls)
+			}
+			m.ok(h.DeleteLink(ctx, l.Index)) // and another device of the name
+		}
 	},
 	"a link that goes down is a hint for what it takes along": func(t *testing.T, m *machine) {
 		for _, want := range []kernel.Hint{kernel.HintRoutes, kernel.HintNeighbors} {

@@ -102,6 +102,9 @@ func (h *handle) Sysctl(ctx context.Context, name string) (string, error) {
 	return value, err
 }
 
+// SysctlsWatched implements kernel.Handle: the fake tells of every write.
+func (h *handle) SysctlsWatched([]string) bool { return true }
+
 func (h *handle) Sysctls(ctx context.Context, names []string) (map[string]string, error) {
 	values := map[string]string{}
 	err := h.list(ctx, "Sysctls", func(s *space) error {
