@@ -1,6 +1,7 @@
 package nft_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -33,23 +34,32 @@ func newMachine(t testing.TB, names ...string) *machine {
 	lab.Require(t, lab.NFTables, lab.Program("ip"), lab.Program("nft"))
 	m := &machine{t: t, dir: t.TempDir(), sinks: map[netip.AddrPort]map[string]int{}}
 	for _, name := range names {
-		path := filepath.Join(m.dir, name)
-		if err := os.WriteFile(path, nil, 0o444); err != nil {
-			t.Fatal(err)
-		}
-		if err := onThread(func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
-		}); err != nil {
-			t.Fatalf("make namespace %s: %v", name, err)
-		}
-		t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
-		m.ip(name, "link set lo up")
+		m.create(name)
+		t.Cleanup(func() { m.remove(name) })
 	}
 	return m
 }
+
+// create makes a namespace.
+func (m *machine) create(name string) {
+	m.t.Helper()
+	path := filepath.Join(m.dir, name)
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+	}); err != nil {
+		m.t.Fatalf("make namespace %s: %v", name, err)
+	}
+	m.ip(name, "link set lo up")
+}
+
+// remove takes the name of a namespace away, and with it the namespace.
+func (m *machine) remove(name string) { _ = unix.Unmount(filepath.Join(m.dir, name), unix.MNT_DETACH) }
 
 // onThread calls f on a thread that ends with it.
 func onThread(f func() error) error {
@@ -132,6 +142,7 @@ func (m *machine) tables(own string) *nft.Tables { return m.tablesWith(own, nil)
 func (m *machine) tablesWith(own string, senders *nft.Senders) *nft.Tables {
 	return nft.New(slog.New(slog.NewTextHandler(io.Discard, nil)), nft.Options{
 		NetnsDir: m.dir, Own: filepath.Join(m.dir, own), Senders: senders,
+		Run: func(_ context.Context, netns string, f func() error) error { return m.in(cmp.Or(netns, own), f) },
 	})
 }
 

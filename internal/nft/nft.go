@@ -175,8 +175,8 @@ func (ch Change) validate() error {
 }
 
 // Tables reads and writes the tables of all namespaces. It keeps nothing
-// between calls but the connection of [Tables.Exchange], opens a namespace for
-// the time of a call only, and is safe for concurrent use; but of two calls that
+// between calls but the connection of [Tables.Exchange] and what Load has read, opens
+// a namespace for the time of a call only, and is safe for concurrent use; but of two calls that
 // write to one namespace at a time, one may fail and change nothing.
 //
 // Namespaces go by their names; "" is the agent's own. Errors wrap
@@ -187,6 +187,8 @@ type Tables struct {
 
 	laneMu sync.Mutex
 	lane   *lane // of Exchange; nil before the first use, and after a failure
+
+	loaded Memory[Version, Contents]
 }
 
 // Options sets up Tables. The zero value is right for a program.
@@ -199,6 +201,9 @@ type Options struct {
 	// FlowEvents has AssuredEventsOnly let flows tell of their beginning and
 	// their end, too.
 	FlowEvents bool
+	// Run, if not nil, calls a function on a thread that is in a namespace, as
+	// kernel.Host does. With it Load reads only what has changed.
+	Run func(ctx context.Context, netns string, f func() error) error
 	// Senders, if not nil, learns the sockets whose changes are no news.
 	Senders *Senders
 }
@@ -211,11 +216,17 @@ func New(log *slog.Logger, options Options) *Tables {
 	return &Tables{log: log, options: options}
 }
 
-// Load returns what the table in a namespace holds, read from the kernel now. A
-// table that is absent is empty.
+// Load returns what the table in a namespace holds, read from the kernel now, or
+// before if the kernel says that nothing has changed since. It must not be modified.
+// A table that is absent is empty.
 func (ts *Tables) Load(ctx context.Context, netns string) (Contents, error) {
+	version, known := ts.version(ctx, netns)
+	if c, ok := ts.loaded.Get(netns, version); ok && known {
+		return c, nil
+	}
 	c, err := ts.open(ctx, netns)
 	if err != nil {
+		ts.loaded.Forget(netns)
 		return Contents{}, err
 	}
 	defer c.close()
@@ -223,6 +234,7 @@ func (ts *Tables) Load(ctx context.Context, netns string) (Contents, error) {
 	if err != nil {
 		return Contents{}, c.wrap("reading", err)
 	}
+	ts.loaded.Put(netns, version, known, t.contents)
 	return t.contents, nil
 }
 

@@ -45,7 +45,7 @@ func NewKinds(ctx context.Context, o KindsOptions) (Kinds, error) {
 	if err != nil {
 		return Kinds{}, err
 	}
-	tables := nft.New(o.Log, nft.Options{Senders: o.Senders})
+	tables := nft.New(o.Log, nft.Options{Senders: o.Senders, Run: o.Host.Run})
 	steers, sysctls := route.NewSteers(tables, o.Host), route.NewSysctls(o.Host)
 	table := &tunnel.Table{}
 	k := Kinds{

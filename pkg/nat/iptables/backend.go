@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vpcproxy/vpcproxy/internal/nft"
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 )
 
@@ -26,7 +27,7 @@ type Backend struct {
 	other *variant // nil if it is not installed
 	now   func() time.Time
 	pace  pace
-	seen  seen
+	seen  nft.Memory[stamp, finding] // what was last found
 
 	mu     sync.Mutex
 	busyAt time.Time // when the lock was last waited for in vain

@@ -38,7 +38,7 @@ func BenchmarkBackend(b *testing.B) {
 			})
 			b.Run("read-changed", func(b *testing.B) {
 				for b.Loop() {
-					backend.seen.forget(testNetns)
+					backend.seen.Forget(testNetns)
 					mustRead(b, backend)
 				}
 			})

@@ -289,7 +289,7 @@ func TestTheOtherVariantDoesNotStandInTheWay(t *testing.T) {
 	b.log = slog.New(slog.NewTextHandler(&log, nil))
 	b.other.programs = nil // as on a kernel without nf_tables
 	for range 2 {
-		b.seen.forget(testNetns)
+		b.seen.Forget(testNetns)
 		if d := nat.Diff(proxyNAT, mustRead(t, b)); d != "" {
 			t.Error(d)
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 
 	"github.com/vpcproxy/vpcproxy/pkg/nat"
 )
@@ -54,7 +53,7 @@ func (b *Backend) Read(ctx context.Context, netns string) (nat.RuleSet, error) {
 		return err
 	})
 	if err != nil {
-		b.seen.forget(netns)
+		b.seen.Forget(netns)
 		return nat.RuleSet{}, err
 	}
 	s := nat.RuleSet{Rules: maps.Clone(f.rules), Faults: map[nat.Key]string{}, Strays: slices.Clone(f.strays), NoIPv6: f.noIPv6}
@@ -75,7 +74,7 @@ func (b *Backend) find(ctx context.Context, netns string) (finding, error) {
 	// Taken first: a change after it makes the next stamp differ.
 	now, stampErr := takeStamp()
 	if stampErr == nil {
-		if f, ok := b.seen.get(netns, now); ok {
+		if f, ok := b.seen.Get(netns, now); ok {
 			return f, nil
 		}
 	}
@@ -91,7 +90,7 @@ func (b *Backend) find(ctx context.Context, netns string) (finding, error) {
 		}
 		f.add(family, v)
 	}
-	b.seen.put(netns, now, stampErr == nil, f)
+	b.seen.Put(netns, now, stampErr == nil, f)
 	return f, nil
 }
 
@@ -102,7 +101,7 @@ func (b *Backend) knowsNothingOf(netns string) bool {
 	if err != nil {
 		return false
 	}
-	f, ok := b.seen.get(netns, now)
+	f, ok := b.seen.Get(netns, now)
 	return ok && len(f.rules)+len(f.strays) == 0
 }
 
@@ -134,46 +133,4 @@ func (f *finding) add(family nat.Family, v view) {
 			}
 		}
 	}
-}
-
-// seen remembers the last finding of each namespace. It is safe for concurrent
-// use.
-type seen struct {
-	mu sync.Mutex
-	by map[string]stamped
-}
-
-type stamped struct {
-	stamp stamp
-	known bool // the stamp is one
-	finding
-}
-
-func (s *seen) get(netns string, now stamp) (finding, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	last := s.by[netns]
-	return last.finding, last.known && last.stamp == now
-}
-
-// last returns what was found last, which may have changed since.
-func (s *seen) last(netns string) finding {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.by[netns].finding
-}
-
-func (s *seen) put(netns string, now stamp, known bool, f finding) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.by == nil {
-		s.by = map[string]stamped{}
-	}
-	s.by[netns] = stamped{now, known, f}
-}
-
-func (s *seen) forget(netns string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.by, netns)
 }

@@ -19,7 +19,7 @@ var _ nat.Surveyor = (*Backend)(nil)
 
 // Survey implements nat.Surveyor.
 func (b *Backend) Survey(netns string) nat.Survey {
-	f := b.seen.last(netns)
+	f := b.seen.Last(netns)
 	s := nat.Survey{MasqAgents: slices.Clone(f.agents)}
 	for _, k := range nat.Keys() {
 		if fault := f.faults[k]; fault.shadow != "" && k.Chain == nat.Postrouting && !b.pace.due(seat{netns, k}, b.now()) {

@@ -45,6 +45,8 @@ type Backend struct {
 	host    Host
 	options nft.Options
 
+	seen nft.Memory[nft.Version, nat.RuleSet]
+
 	mu      sync.Mutex
 	refused map[string][]string // by namespace: chains of others that drop by default
 }
@@ -74,22 +76,35 @@ func (b *Backend) Usable(ctx context.Context) error {
 	return nil
 }
 
-// open connects to a namespace and says whether it has IPv6.
-func (b *Backend) open(ctx context.Context, netns string) (s *nft.Session, ipv6 bool, err error) {
+// space is what a namespace is like.
+type space struct {
+	ipv6    bool
+	version nft.Version
+	known   bool // the version is
+}
+
+func (b *Backend) look(ctx context.Context, netns string) (s space, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, false, err
+		return s, err
 	}
-	err = b.host.Run(ctx, netns, func() error {
+	return s, b.host.Run(ctx, netns, func() (err error) {
 		// A kernel started with ipv6.disable=1 has no such file.
-		_, err := os.Stat("/proc/thread-self/net/if_inet6")
-		ipv6 = err == nil
+		_, err = os.Stat("/proc/thread-self/net/if_inet6")
+		s.ipv6 = err == nil
+		s.version, err = nft.VersionHere()
+		s.known = err == nil
 		return nil
 	})
+}
+
+// open connects to a namespace and says whether it has IPv6.
+func (b *Backend) open(ctx context.Context, netns string) (s *nft.Session, ipv6 bool, err error) {
+	at, err := b.look(ctx, netns)
 	if err != nil {
 		return nil, false, err
 	}
 	s, err = nft.Open(ctx, netns, b.options)
-	return s, ipv6, err
+	return s, at.ipv6, err
 }
 
 func where(netns string) string {
@@ -99,23 +114,46 @@ func where(netns string) string {
 	return "namespace " + netns
 }
 
-// Read implements nat.Backend.
+// Read implements nat.Backend. It reads only what has changed.
 func (b *Backend) Read(ctx context.Context, netns string) (nat.RuleSet, error) {
-	out := nat.RuleSet{Rules: map[nat.Key][]nat.Rule{}, Faults: map[nat.Key]string{}}
-	s, ipv6, err := b.open(ctx, netns)
+	out, err := b.readOnce(ctx, netns)
 	if err != nil {
+		b.seen.Forget(netns)
 		return out, fmt.Errorf("nftables: read rules in %s: %w", where(netns), err)
 	}
+	return out, nil
+}
+
+func (b *Backend) readOnce(ctx context.Context, netns string) (nat.RuleSet, error) {
+	out := nat.RuleSet{Rules: map[nat.Key][]nat.Rule{}, Faults: map[nat.Key]string{}}
+	at, err := b.look(ctx, netns)
+	if err != nil {
+		return out, err
+	}
+	if s, ok := b.seen.Get(netns, at.version); ok && at.known {
+		return clone(s), nil
+	}
+	s, err := nft.Open(ctx, netns, b.options)
+	if err != nil {
+		return out, err
+	}
 	defer s.Close()
-	out.NoIPv6 = !ipv6
+	out.NoIPv6 = !at.ipv6
 	found, err := b.read(ctx, s, netns)
 	if err != nil {
-		return out, fmt.Errorf("nftables: read rules in %s: %w", where(netns), err)
+		return out, err
 	}
 	for _, f := range families {
 		found[f].report(f, &out)
 	}
+	b.seen.Put(netns, at.version, at.known, clone(out))
 	return out, nil
+}
+
+// clone has the lists of rules in common, which nobody changes in place.
+func clone(s nat.RuleSet) nat.RuleSet {
+	s.Rules, s.Faults, s.Strays = maps.Clone(s.Rules), maps.Clone(s.Faults), slices.Clone(s.Strays)
+	return s
 }
 
 // read reads both families' tables.
