@@ -14,21 +14,16 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/vpcproxy/vpcproxy/internal/agent"
 	"github.com/vpcproxy/vpcproxy/internal/config"
-	"github.com/vpcproxy/vpcproxy/internal/startpages"
 	"github.com/vpcproxy/vpcproxy/internal/timerslack"
+	"github.com/vpcproxy/vpcproxy/internal/trim"
 	"github.com/vpcproxy/vpcproxy/internal/version"
 )
-
-// startOver is how long after it is ready an agent has done what it does at its start
-// alone.
-const startOver = 10 * time.Second
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -63,11 +58,7 @@ func run(cmd *cobra.Command, cfg *config.Config, log *slog.Logger) error {
 		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 			log.Warn("systemd was not told that we are ready", "err", err)
 		}
-		time.AfterFunc(startOver, func() {
-			if err := startpages.Release(); err != nil {
-				log.Warn("the agent takes more memory than need be", "err", err)
-			}
-		})
+		go trim.Run(cmd.Context(), func(err error) { log.Warn("the agent takes more memory than need be", "err", err) })
 	})
 }
 

@@ -1,11 +1,4 @@
-// Package startpages lets go of the memory that only the start of the program has
-// needed: pages of its own file, which libraries touch when they initialize.
-//
-// A page of a file that nobody has written to is read again when it is needed, from
-// the kernel's page cache as a rule. While it is mapped it counts as the process's
-// memory, and is among the last that the kernel takes back; after that, among the
-// first.
-package startpages
+package trim
 
 import (
 	"bufio"
@@ -20,13 +13,12 @@ import (
 )
 
 // Release lets go of garbage, and of the pages of the program's file. What the program
-// goes on to need of these comes back at a minor fault for some of them at a time, so
-// that it is worth its price once, when the start is over. It does no harm at any
-// other time, nor again.
+// goes on to need of these comes back at a minor fault for some of them at a time. It
+// does no harm at any time.
 func Release() error {
 	debug.FreeOSMemory()
 	if err := release(); err != nil {
-		return fmt.Errorf("release the pages of the program's start: %w", err)
+		return fmt.Errorf("release the pages of the program's file: %w", err)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package startpages
+package trim
 
 import (
 	"fmt"
@@ -41,12 +41,12 @@ Anonymous:             4 kB
 // TestRelease: the program has less of its file in memory, and goes on.
 func TestRelease(t *testing.T) {
 	touch(t)
-	before := resident(t)
+	before := residentFiles(t)
 	if err := Release(); err != nil {
 		t.Fatal(err)
 	}
 	// What this needs itself is back, of a program that is not much larger.
-	if after := resident(t); after > before*4/5 {
+	if after := residentFiles(t); after > before*4/5 {
 		t.Errorf("%d kB of files are in memory, before there were %d", after, before)
 	}
 }
@@ -76,8 +76,8 @@ func touch(t *testing.T) {
 	}
 }
 
-// resident returns the kB of files that are in the program's memory.
-func resident(t *testing.T) (kb int) {
+// residentFiles returns the kB of files that are in the program's memory.
+func residentFiles(t *testing.T) (kb int) {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -1,0 +1,35 @@
+package trim
+
+import "testing"
+
+// TestGrowth: memory is released at once, and then when the program has grown by
+// what is worth it and grows no more; what has come back soon after a release is
+// not asked for again.
+func TestGrowth(t *testing.T) {
+	const mib = 1 << 20
+	var g growth
+	for i, step := range []struct {
+		size int64 // MiB
+		due  bool
+	}{
+		{40, true},                                                      // the start
+		{18, false}, {19, false}, {24, false}, {20, false}, {20, false}, // recovery: 24 are needed
+		{24, false}, {27, false}, {27, false}, // not much more
+		{45, false}, {60, false}, // grows
+		{60, true},                                                      // and no more
+		{30, false}, {55, false}, {55, false}, {55, false}, {55, false}, // nearly all was needed
+		{58, false}, {58, false},
+		{30, false}, {30, false}, // it has shrunk by itself
+		{36, false}, {36, true},
+	} {
+		if got := g.due(step.size * mib); got != step.due {
+			t.Fatalf("step %d: at %d MiB due is %v", i, step.size, got)
+		}
+	}
+}
+
+func TestResident(t *testing.T) {
+	if n, err := resident(); err != nil || n < 1<<20 || n > 1<<40 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
