@@ -150,7 +150,7 @@ const (
 	// linksEvery is how often links and addresses are looked at without a hint.
 	linksEvery = 4 * time.Second
 	// tidyEvery is how often HaVips are looked for that no election knows.
-	tidyEvery = 10 * time.Second
+	tidyEvery = time.Minute
 )
 
 // Run takes part in the elections until the context ends. Then it resigns, and

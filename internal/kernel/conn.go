@@ -48,7 +48,19 @@ type conn struct {
 	polled bool // for notifications
 	seq    uint32
 	out    message
-	in     []byte
+	in     *[readBuffer]byte // what was last read; nil while nothing is needed of it
+}
+
+// buffers are lent to sockets that read: an agent has several in each namespace, of
+// which most wait.
+var buffers = sync.Pool{New: func() any { return new([readBuffer]byte) }}
+
+// forget gives back what was read.
+func (c *conn) forget() {
+	if c.in != nil {
+		buffers.Put(c.in)
+		c.in = nil
+	}
 }
 
 // openConn opens a socket in the calling thread's network namespace: for the
@@ -76,7 +88,7 @@ func openConn(protocol int, groups ...int) (*conn, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return &conn{file: file, raw: raw, polled: len(groups) > 0, in: make([]byte, readBuffer)}, nil
+	return &conn{file: file, raw: raw, polled: len(groups) > 0}, nil
 }
 
 func configure(fd int, groups []int) error {
@@ -169,6 +181,7 @@ func (c *conn) fill(done, n int, build func(int, *message, uint32)) int {
 // exchange sends the chunk and collects failures until the last request's
 // acknowledgement. An error means that the outcome of the rest is unknown.
 func (c *conn) exchange(errs []error) error {
+	defer c.forget()
 	first := c.seq - uint32(len(errs)) + 1
 	if err := c.send(); err != nil {
 		return err
@@ -222,6 +235,7 @@ func (c *conn) answers(f func([]byte) error) (interrupted bool, err error) {
 	if err := c.send(); err != nil {
 		return false, err
 	}
+	defer c.forget()
 	var failed error
 	for {
 		msgs, err := c.receive()
@@ -260,18 +274,26 @@ func (c *conn) send() error {
 	return nil
 }
 
-// receive reads what one datagram holds. The messages are valid until the next call.
+// receive reads what one datagram holds. The messages are valid until the next call,
+// or forget.
 func (c *conn) receive() ([]syscall.NetlinkMessage, error) {
 	for {
 		var n int
 		var from unix.Sockaddr
 		var failed error
 		err := c.raw.Read(func(fd uintptr) bool {
+			if c.in == nil {
+				c.in, _ = buffers.Get().(*[readBuffer]byte)
+			}
 			n, failed = ignoringEINTR(func() (n int, err error) {
-				n, from, err = unix.Recvfrom(int(fd), c.in, unix.MSG_TRUNC)
+				n, from, err = unix.Recvfrom(int(fd), c.in[:], unix.MSG_TRUNC)
 				return n, err
 			})
-			return !c.polled || failed != unix.EAGAIN
+			if c.polled && failed == unix.EAGAIN { //nolint:errorlint // an errno as it is
+				c.forget()
+				return false
+			}
+			return true
 		})
 		if failed == unix.EAGAIN { //nolint:errorlint // an errno as it is
 			failed = fmt.Errorf("no reply within %v: %w", replyTimeout, os.ErrDeadlineExceeded)

@@ -1,6 +1,9 @@
 package trim
 
-import "testing"
+import (
+	"runtime/debug"
+	"testing"
+)
 
 // TestGrowth: memory is released at once, and then when the program has grown by
 // what is worth it and grows no more; what has come back soon after a release is
@@ -31,5 +34,28 @@ func TestGrowth(t *testing.T) {
 func TestResident(t *testing.T) {
 	if n, err := resident(); err != nil || n < 1<<20 || n > 1<<40 {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// TestHeap: a small heap is kept small, and who has said what it shall be like is heeded.
+func TestHeap(t *testing.T) {
+	if p := percent(small - 1); p != 50 {
+		t.Errorf("GOGC of a small heap is %d", p)
+	}
+	if p := percent(small); p != 100 {
+		t.Errorf("GOGC of a heap that is not small is %d", p)
+	}
+	before := debug.SetGCPercent(77)
+	defer debug.SetGCPercent(before)
+	var h heap
+	t.Setenv("GOGC", "77")
+	h.look()
+	if p := debug.SetGCPercent(77); p != 77 {
+		t.Errorf("GOGC is %d although the environment says 77", p)
+	}
+	t.Setenv("GOGC", "")
+	h.look()
+	if p := debug.SetGCPercent(77); p != 50 {
+		t.Errorf("GOGC of a test is %d", p)
 	}
 }

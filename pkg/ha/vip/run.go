@@ -23,6 +23,8 @@ const (
 	// answerWithin is how long an answer is waited for: ten times what a
 	// neighbor in the next building takes.
 	answerWithin = 100 * time.Millisecond
+	// asksAtOnce is for how many addresses it is asked at the same time.
+	asksAtOnce = 16
 	// askTwice is how many times in a row a discrepancy on the wire must be
 	// seen: a question that meets a move tells nothing.
 	askTwice = 2
@@ -248,29 +250,47 @@ func (s *Set) watchWire(ctx context.Context) {
 	}
 }
 
-// ask asks for every address once. It holds no lock while it waits.
-func (s *Set) ask(ctx context.Context) []Discrepancy {
-	var found []Discrepancy
-	for _, a := range s.Addresses() {
-		_, l, err := s.link(ctx, a)
-		if err != nil || l.MAC == "" || !l.Up || !l.Lower {
-			continue
+// ask asks for every address once, for some at the same time. It holds no lock while
+// it waits.
+func (s *Set) ask(ctx context.Context) (found []Discrepancy) {
+	addresses := s.Addresses()
+	for len(addresses) > 0 {
+		some := addresses[:min(len(addresses), asksAtOnce)]
+		addresses = addresses[len(some):]
+		answers := make([]Fault, len(some))
+		details := make([]string, len(some))
+		var asking sync.WaitGroup
+		for i, a := range some {
+			asking.Go(func() { answers[i], details[i] = s.askFor(ctx, a) })
 		}
-		before := s.Holding()
-		waiting, cancel := context.WithTimeout(ctx, answerWithin)
-		mac, err := s.opts.Wire.Ask(waiting, a.Netns, l, a.Addr)
-		cancel()
-		if after := s.Holding(); err != nil || before != after {
-			continue // a move was under way
-		}
-		switch {
-		case before && mac != "":
-			found = append(found, Discrepancy{a, Contested, mac})
-		case !before && mac == "":
-			found = append(found, Discrepancy{a, Unanswered, ""})
+		asking.Wait()
+		for i, fault := range answers {
+			if fault != "" {
+				found = append(found, Discrepancy{some[i], fault, details[i]})
+			}
 		}
 	}
 	return found
+}
+
+// askFor returns what is wrong with an address, or "".
+func (s *Set) askFor(ctx context.Context, a Address) (fault Fault, detail string) {
+	_, l, err := s.link(ctx, a)
+	if err != nil || l.MAC == "" || !l.Up || !l.Lower {
+		return "", ""
+	}
+	before := s.Holding()
+	waiting, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	mac, err := s.opts.Wire.Ask(waiting, a.Netns, l, a.Addr)
+	switch after := s.Holding(); {
+	case err != nil || before != after: // a move was under way
+	case before && mac != "":
+		return Contested, mac
+	case !before && mac == "":
+		return Unanswered, ""
+	}
+	return "", ""
 }
 
 // Holding tells whether the set was last told to be held.
