@@ -11,6 +11,11 @@ import (
 // ifaProto is IFA_PROTO (include/uapi/linux/if_addr.h, Linux 5.18).
 const ifaProto = 11
 
+// ifaNoDAD has an IPv6 address usable at once: whose it is has been decided, and
+// duplicate address detection (RFC 4862 section 5.4) would keep it tentative for a
+// second or more. It says nothing about IPv4's.
+const ifaNoDAD = unix.IFA_F_NODAD
+
 func (h *handle) Addresses(ctx context.Context) ([]Address, error) {
 	var all []Address
 	err := h.use(ctx, func() (err error) {
@@ -85,7 +90,7 @@ func (h *handle) writeAddress(ctx context.Context, typ, flags uint16, a Address)
 	return h.use(ctx, func() error {
 		err := h.conn.batch(ctx, 1, func(_ int, m *message, seq uint32) {
 			m.begin(typ, flags, seq)
-			m.u8(familyOf(a.Prefix.Addr()), uint8(a.Prefix.Bits()), 0, a.Scope)
+			m.u8(familyOf(a.Prefix.Addr()), uint8(a.Prefix.Bits()), ifaNoDAD, a.Scope)
 			m.u32(uint32(a.Link))
 			m.attrAddr(unix.IFA_LOCAL, a.Prefix.Addr())
 			m.attrAddr(unix.IFA_ADDRESS, a.Prefix.Addr())

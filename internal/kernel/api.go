@@ -190,7 +190,8 @@ type Handle interface {
 	MoveLink(ctx context.Context, index int, netns string) error
 
 	Addresses(ctx context.Context) ([]Address, error)
-	// AddAddress leaves an address alone that is there, whatever its Protocol.
+	// AddAddress leaves an address alone that is there, whatever its Protocol. One
+	// of IPv6 can be used at once: nobody is asked whether he has it.
 	AddAddress(ctx context.Context, a Address) error
 	DeleteAddress(ctx context.Context, a Address) error
 

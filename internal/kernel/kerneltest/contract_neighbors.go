@@ -67,16 +67,14 @@ func (m *machine) send(netns string, link int, to netip.Addr) {
 		fake.Send(netns, link, to)
 		return
 	}
-	m.eventually("a packet can be sent to "+to.String(), func() bool { // an IPv6 address is tentative for a moment
-		return m.host.Run(m.Context(), netns, func() error {
-			c, err := net.Dial("udp", netip.AddrPortFrom(to, 9).String())
-			if err != nil {
-				return err
-			}
-			_, err = c.Write([]byte("?"))
-			return errors.Join(err, c.Close())
-		}) == nil
-	})
+	m.ok(m.host.Run(m.Context(), netns, func() error {
+		c, err := net.Dial("udp", netip.AddrPortFrom(to, 9).String())
+		if err != nil {
+			return err
+		}
+		_, err = c.Write([]byte("?"))
+		return errors.Join(err, c.Close())
+	}))
 }
 
 func neighborsOf(m *machine, h kernel.Handle) map[netip.Addr]kernel.Neighbor {
