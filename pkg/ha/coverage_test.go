@@ -80,7 +80,7 @@ func TestScenariosOfRulesExist(t *testing.T) {
 			sources.Write(b)
 		}
 	}
-	names := regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(section, -1)
+	names := regexp.MustCompile("`(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(section, -1)
 	if len(names) < 4 {
 		t.Errorf("only %d tests are named", len(names))
 	}

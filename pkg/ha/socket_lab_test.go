@@ -17,8 +17,16 @@ import (
 // TestSocketTellsWhenAPacketCame reads packets later than they came.
 func TestSocketTellsWhenAPacketCame(t *testing.T) {
 	lab.Require(t)
-	p := newPair(t, vrrp.RFC9568)
-	from, to := openIn(t, p.theirs, theirsAt), openIn(t, p.ours, oursAt)
+	t.Run("IPv4", func(t *testing.T) { tellsWhenAPacketCame(t, overIPv4, overIPv4.ours) })
+	t.Run("IPv4 multicast", func(t *testing.T) { tellsWhenAPacketCame(t, overIPv4.byMulticast(), vrrp.GroupIPv4) })
+	routed, linkLocal := addresses("2001:db8::1", "2001:db8::2"), addresses("fe80::1", "fe80::2")
+	t.Run("IPv6", func(t *testing.T) { tellsWhenAPacketCame(t, routed, routed.ours) })
+	t.Run("IPv6 multicast", func(t *testing.T) { tellsWhenAPacketCame(t, linkLocal.byMulticast(), vrrp.GroupIPv6) })
+}
+
+func tellsWhenAPacketCame(t *testing.T, addressed plan, dst netip.Addr) {
+	p := newPair(t, vrrp.RFC9568, addressed)
+	from, to := openIn(t, p.theirs, addressed.theirs, addressed.multicast), openIn(t, p.ours, addressed.ours, addressed.multicast)
 	if err := to.Wait(0); err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +35,7 @@ func TestSocketTellsWhenAPacketCame(t *testing.T) {
 	}
 	const pause = 300 * time.Millisecond
 	for range 2 {
-		if err := from.Send(netip.MustParseAddr(oursAt), []byte("hello")); err != nil {
+		if err := from.Send(dst, []byte("hello")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(pause)
@@ -45,7 +53,7 @@ func TestSocketTellsWhenAPacketCame(t *testing.T) {
 		if !ok {
 			break
 		}
-		if d.Src != netip.MustParseAddr(theirsAt) || d.TTL != vrrp.HopLimit {
+		if d.Src != addressed.theirs || d.Dst != dst || d.TTL != vrrp.HopLimit {
 			t.Errorf("received %+v", d)
 		}
 		waited = append(waited, d.Waited)
@@ -63,7 +71,7 @@ func TestSocketTellsWhenAPacketCame(t *testing.T) {
 }
 
 // openIn opens a socket in a namespace.
-func openIn(t *testing.T, netns, local string) *ha.Socket {
+func openIn(t *testing.T, netns string, local netip.Addr, multicast bool) *ha.Socket {
 	t.Helper()
 	type result struct {
 		socket *ha.Socket
@@ -82,7 +90,7 @@ func openIn(t *testing.T, netns, local string) *ha.Socket {
 			opened <- result{err: err}
 			return
 		}
-		s, err := ha.OpenSocket("eth0", netip.MustParseAddr(local), false)
+		s, err := ha.OpenSocket("eth0", local, multicast)
 		opened <- result{s, err}
 	}()
 	r := <-opened
