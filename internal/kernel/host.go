@@ -77,6 +77,10 @@ func NewHost(options HostOptions) (Host, error) {
 	if options.Sysctls == "" {
 		options.Sysctls = procSys
 	}
+	var written *parameterWatch
+	if options.Sysctls != procSys || procIsInits() { // any other was chosen because it is the host's
+		written = newParameterWatch()
+	}
 	h := &host{
 		sysctls:     options.Sysctls,
 		dir:         options.NetnsDir,
@@ -85,7 +89,7 @@ func NewHost(options HostOptions) (Host, error) {
 		watchers:    map[string]map[*watcher]struct{}{},
 		ownFirewall: options.OwnFirewall,
 		quiet:       options.Quiet,
-		written:     newParameterWatch(),
+		written:     written,
 	}
 	own, err := openHandle(h, "", options.Own)
 	if err != nil {

@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -39,7 +40,13 @@ func newMachine(t testing.TB) kernel.Host {
 	if err := outside.CreateNamespace(t.Context(), "machine"); err != nil {
 		t.Fatal(err)
 	}
+	// As an agent in a container has them.
+	sysctls := filepath.Join(dir, "sys")
+	if err := errors.Join(os.Mkdir(sysctls, 0o755), unix.Mount("/proc/sys", sysctls, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
 	host, err := kernel.NewHost(kernel.HostOptions{
+		Sysctls:  sysctls,
 		NetnsDir: filepath.Join(dir, "netns"),
 		Own:      filepath.Join(dir, "machines", "machine"),
 	})
