@@ -10,6 +10,7 @@ package trim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -24,7 +25,7 @@ const (
 	// look is that long after it is ready: its start is over.
 	lookEvery = 10 * time.Second
 	// worth is by how much the program must have grown: to let go costs a
-	// garbage collection, and a fault for each 16 pages that come back.
+	// garbage collection, and a fault for each few pages that come back.
 	worth = 4 << 20
 	// calm is by how much at most it may grow from one look to the next: what
 	// made it grow is over.
@@ -43,6 +44,7 @@ func Run(ctx context.Context, failed func(error)) {
 	defer t.Stop()
 	var g growth
 	var h heap
+	var r releaser
 	told := false
 	for {
 		select {
@@ -54,13 +56,25 @@ func Run(ctx context.Context, failed func(error)) {
 		h.look()
 		size, err := resident()
 		if err == nil && g.due(size) {
-			err = Release()
+			err = r.release()
 		}
 		if err != nil && !told {
 			told = true
 			failed(err)
 		}
 	}
+}
+
+// releaser releases the memory of the running program. The zero value is ready.
+type releaser struct{ program *program }
+
+func (r *releaser) release() (err error) {
+	if r.program == nil {
+		if r.program, err = open(); r.program == nil {
+			return err
+		}
+	}
+	return errors.Join(err, r.program.release())
 }
 
 // growth decides when a release is worth its price. The zero value demands one at once.
