@@ -262,7 +262,9 @@ func (t *trial) advert(ctx context.Context, from, to int) error {
 
 // spent is the processor time of a proxy's daemons so far, and this program's.
 func (s *stack) spent(i int) (all [2]time.Duration) {
-	all[0], _, _ = s.usage(i)
+	if u, err := s.usage(i); err == nil {
+		all[0] = u.cpu
+	}
 	var self unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &self) == nil {
 		all[1] = time.Duration(self.Utime.Nano() + self.Stime.Nano())

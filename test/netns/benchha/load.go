@@ -38,9 +38,10 @@ type load struct {
 	// without entries, from the first flow until all are replicated, and in
 	// a minute after that.
 	before, fill, after [2]time.Duration
-	// Memory of the same at the end, and without entries, in MiB.
-	memory [2]float64
-	idle   float64
+	// Memory of the same at the end, in all and what is no file's, and without
+	// entries, in MiB.
+	memory, own [2]float64
+	idle        float64
 	// there is how many assured flows the kernels of both have.
 	there [2]int
 }
@@ -54,15 +55,13 @@ func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l lo
 		return l, err
 	}
 	wait(ctx, settle)
-	if _, l.idle, err = s.usage(s.active); err != nil {
-		return l, err
-	}
-	var idle, before, filled [2]time.Duration
-	if idle, _, err = s.both(); err != nil {
+	idle, err := s.both()
+	if err != nil {
 		return l, err
 	}
 	wait(ctx, hold)
-	if before, _, err = s.both(); err != nil {
+	before, err := s.both()
+	if err != nil {
 		return l, err
 	}
 	f, err := s.newFlows(entries / serverPorts)
@@ -80,20 +79,22 @@ func (s *stack) load(ctx context.Context, entries int, hold time.Duration) (l lo
 		return l, err
 	}
 	wait(ctx, settle)
-	if filled, _, err = s.both(); err != nil {
-		return l, err
-	}
-	wait(ctx, hold)
-	after, memory, err := s.both()
+	filled, err := s.both()
 	if err != nil {
 		return l, err
 	}
-	l.memory = memory
+	wait(ctx, hold)
+	after, err := s.both()
+	if err != nil {
+		return l, err
+	}
+	l.idle = idle[0].memory
 	minute := float64(time.Minute) / float64(hold)
 	for i := range filled {
-		l.before[i] = time.Duration(float64(before[i]-idle[i]) * minute)
-		l.fill[i] = filled[i] - before[i]
-		l.after[i] = time.Duration(float64(after[i]-filled[i]) * minute)
+		l.before[i] = time.Duration(float64(before[i].cpu-idle[i].cpu) * minute)
+		l.fill[i] = filled[i].cpu - before[i].cpu
+		l.after[i] = time.Duration(float64(after[i].cpu-filled[i].cpu) * minute)
+		l.memory[i], l.own[i] = after[i].memory, after[i].own
 	}
 	for at, i := range []int{s.active, 1 - s.active} {
 		if l.there[at], err = s.assured(ctx, i); err != nil {
@@ -133,26 +134,32 @@ func (s *stack) assured(ctx context.Context, i int) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(out))
 }
 
-func (s *stack) both() (cpu [2]time.Duration, memory [2]float64, err error) {
-	for at, i := range []int{s.active, 1 - s.active} {
-		if cpu[at], memory[at], err = s.usage(i); err != nil {
-			return cpu, memory, err
-		}
-	}
-	return cpu, memory, nil
+// usage is what the processes of a proxy, and their children, have used, and the
+// memory that they have, in all and what is no file's, in MiB. Of processes that live,
+// the time is what their own clocks say; of children that have ended, what /proc has,
+// in ticks.
+type usage struct {
+	cpu         time.Duration
+	memory, own float64
 }
 
-// usage is what the processes of a proxy, and their children, have used, and
-// the memory that they have, in MiB. Of processes that live, the time is what their
-// own clocks say; of children that have ended, what /proc has, in ticks.
-func (s *stack) usage(i int) (cpu time.Duration, memory float64, err error) {
+func (s *stack) both() (of [2]usage, err error) {
+	for at, i := range []int{s.active, 1 - s.active} {
+		if of[at], err = s.usage(i); err != nil {
+			return of, err
+		}
+	}
+	return of, nil
+}
+
+func (s *stack) usage(i int) (u usage, err error) {
 	groups := map[int]bool{}
 	for _, p := range s.daemons[i] {
 		groups[p.Pid()] = true
 	}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return 0, 0, err
+		return u, err
 	}
 	for _, path := range stats {
 		b, err := os.ReadFile(path)
@@ -175,19 +182,32 @@ func (s *stack) usage(i int) (cpu time.Duration, memory float64, err error) {
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 		if err != nil {
-			return 0, 0, err
+			return u, err
 		}
 		used, err := topo.ProcessorTime(pid)
 		if errors.Is(err, unix.EINVAL) {
 			continue // it has ended
 		}
 		if err != nil {
-			return 0, 0, err
+			return u, err
 		}
-		cpu += used + time.Duration(number(16)+number(17))*time.Second/clockTicks
-		memory += float64(number(24)*os.Getpagesize()) / (1 << 20)
+		u.cpu += used + time.Duration(number(16)+number(17))*time.Second/clockTicks
+		u.memory += float64(number(24)*os.Getpagesize()) / (1 << 20)
+		u.own += anonymous(pid)
 	}
-	return cpu, memory, nil
+	return u, nil
+}
+
+// anonymous is a process's memory that is no file's, in MiB; 0 if it has ended.
+func anonymous(pid int) float64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), "RssAnon:")
+	var kb float64
+	_, _ = fmt.Sscan(rest, &kb) // a process that has ended has none
+	return kb / (1 << 10)
 }
 
 // flows is many UDP flows that are answered.

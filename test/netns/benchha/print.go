@@ -110,12 +110,14 @@ func printRates(t table, all []*results) {
 }
 
 func printLoads(t table, all []*results, s sizes) {
-	t.line("\nENTRIES\tSTACK\tCPU PER MINUTE BEFORE, ACTIVE\tSTANDBY\tTO REPLICATE, ACTIVE\tSTANDBY\tPER MINUTE AFTER, ACTIVE\tSTANDBY\tMEMORY, ACTIVE\tSTANDBY\tWITHOUT ENTRIES\tON STANDBY")
+	t.line("\nENTRIES\tSTACK\tCPU, TO REPLICATE THEM AND A MINUTE\tSTANDBY\tTO REPLICATE\tSTANDBY\tA MINUTE\tSTANDBY\tA MINUTE BEFORE\tSTANDBY\tMEMORY\tSTANDBY\tNO FILE'S\tSTANDBY\tWITHOUT ENTRIES\tENTRIES ON STANDBY")
 	for i := range s.entries {
 		for _, r := range all {
 			if i < len(r.loads) {
 				l := r.loads[i]
-				t.line("%d\t%s\t%v\t%v\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB\t%d", l.entries, r.stack, ms(l.before[0]), ms(l.before[1]), ms(l.fill[0]), ms(l.fill[1]), ms(l.after[0]), ms(l.after[1]), l.memory[0], l.memory[1], l.idle, l.there[1])
+				t.line("%d\t%s\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%v\t%.1f MiB\t%.1f MiB\t%.1f MiB\t%.1f MiB\t%.1f MiB\t%d", l.entries, r.stack,
+					ms(l.fill[0]+l.after[0]), ms(l.fill[1]+l.after[1]), ms(l.fill[0]), ms(l.fill[1]), ms(l.after[0]), ms(l.after[1]), ms(l.before[0]), ms(l.before[1]),
+					l.memory[0], l.memory[1], l.own[0], l.own[1], l.idle, l.there[1])
 			}
 		}
 	}
