@@ -119,30 +119,44 @@ func resident() (int64, error) {
 	return pages * int64(os.Getpagesize()), nil
 }
 
-// small is up to how much a heap is kept small. Half of what a collection leaves is
-// then left to garbage, not as much again, which makes collections twice as frequent:
-// they take a millisecond or two of so little.
-const small = 32 << 20
+const (
+	// small is up to how much a heap is kept small. Half of what a collection leaves is
+	// then left to garbage, not as much again.
+	small = 32 << 20
+	// idle is up to how many collections between two looks the program counts as at
+	// rest. Twice as many do not matter then; to work that takes a millisecond or two,
+	// as a bind does, they would.
+	idle = 2
+)
 
 // heap has the runtime collect garbage as it suits the heap's size, unless the
 // environment says how (GOGC).
-type heap struct{ percent int }
+type heap struct {
+	percent int
+	cycles  uint64 // collections until the last look
+}
 
 func (h *heap) look() {
-	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(sample)
-	if sample[0].Value.Kind() != metrics.KindUint64 || os.Getenv("GOGC") != "" {
-		return
+	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/cycles/automatic:gc-cycles"}}
+	metrics.Read(samples)
+	for _, s := range samples {
+		if s.Value.Kind() != metrics.KindUint64 {
+			return
+		}
 	}
-	if p := percent(sample[0].Value.Uint64()); p != h.percent {
+	cycles := samples[1].Value.Uint64()
+	p := percent(samples[0].Value.Uint64(), cycles-h.cycles)
+	h.cycles = cycles
+	if p != h.percent && os.Getenv("GOGC") == "" {
 		h.percent = p
 		debug.SetGCPercent(p)
 	}
 }
 
-// percent is GOGC for a heap that has so many bytes after a collection.
-func percent(live uint64) int {
-	if live < small {
+// percent is GOGC for a heap that has so many bytes after a collection, of which there
+// have been so many since the last look.
+func percent(live, collections uint64) int {
+	if live < small && collections <= idle {
 		return 50
 	}
 	return 100
