@@ -102,6 +102,9 @@ const grain = 16 << 10
 // another. What tells neighbors apart is whether a core dump has them, which says nothing
 // about pages of a file: by default it has none (core(5)).
 func (m mapping) divide() error {
+	if os.Getpagesize() >= grain { // a fault brings one page, or two
+		return nil
+	}
 	for at := (m.start + grain - 1) &^ (grain - 1); at+grain <= m.end; at += 2 * grain {
 		if err := advise(at, at+grain, unix.MADV_DONTDUMP); err != nil {
 			return err
