@@ -1,9 +1,7 @@
 package kernel
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -32,25 +30,20 @@ func procIsInits() bool {
 
 // procDevice is the device of the /proc that a process has.
 func procDevice(pid string) (string, error) {
-	f, err := os.Open("/proc/" + pid + "/mountinfo")
+	b, err := os.ReadFile("/proc/" + pid + "/mountinfo")
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	return deviceAt(f, "/proc")
+	return deviceAt(string(b), "/proc")
 }
 
 // deviceAt finds what is mounted last at a place, in a mountinfo of proc(5): identifier,
 // parent, device, root, place.
-func deviceAt(mountinfo io.Reader, place string) (device string, err error) {
-	lines := bufio.NewScanner(mountinfo)
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 4 && f[4] == place {
+func deviceAt(mountinfo, place string) (device string, err error) {
+	for line := range strings.Lines(mountinfo) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == place {
 			device = f[2]
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return "", err
 	}
 	if device == "" {
 		return "", fmt.Errorf("nothing is mounted at %s", place)
