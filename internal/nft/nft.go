@@ -101,6 +101,11 @@ type Contents struct {
 
 func (c Contents) empty() bool { return len(c.Peers) == 0 && len(c.Steers) == 0 && len(c.Zones) == 0 }
 
+func (c Contents) clone() Contents {
+	c.Peers, c.Steers, c.Zones = maps.Clone(c.Peers), maps.Clone(c.Steers), maps.Clone(c.Zones)
+	return c
+}
+
 // Change is a difference to a table's contents. Deleting what is absent and
 // adding what is there change nothing; a Match that is there gets its new Mark
 // with no moment unmarked.
@@ -175,8 +180,8 @@ func (ch Change) validate() error {
 }
 
 // Tables reads and writes the tables of all namespaces. It keeps nothing
-// between calls but the connection of [Tables.Exchange] and what Load has read, opens
-// a namespace for the time of a call only, and is safe for concurrent use; but of two calls that
+// between calls but the connection of [Tables.Exchange] and what Load has read, opens a
+// namespace for the time of a call only, and is safe for concurrent use; but of two calls that
 // write to one namespace at a time, one may fail and change nothing.
 //
 // Namespaces go by their names; "" is the agent's own. Errors wrap
@@ -217,12 +222,12 @@ func New(log *slog.Logger, options Options) *Tables {
 }
 
 // Load returns what the table in a namespace holds, read from the kernel now, or
-// before if the kernel says that nothing has changed since. It must not be modified.
-// A table that is absent is empty.
+// before if the kernel says that nothing has changed since. It is the caller's. A
+// table that is absent is empty.
 func (ts *Tables) Load(ctx context.Context, netns string) (Contents, error) {
 	version, known := ts.version(ctx, netns)
 	if c, ok := ts.loaded.Get(netns, version); ok && known {
-		return c, nil
+		return c.clone(), nil
 	}
 	c, err := ts.open(ctx, netns)
 	if err != nil {
@@ -234,7 +239,7 @@ func (ts *Tables) Load(ctx context.Context, netns string) (Contents, error) {
 	if err != nil {
 		return Contents{}, c.wrap("reading", err)
 	}
-	ts.loaded.Put(netns, version, known, t.contents)
+	ts.loaded.Put(netns, version, known, t.contents.clone())
 	return t.contents, nil
 }
 

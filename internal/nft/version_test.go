@@ -13,17 +13,27 @@ func TestLoadRemembers(t *testing.T) {
 	m := newMachine(t, "own", "vpx-red")
 	ts := m.tables("own")
 	m.apply(ts, "", everything())
-	first := m.load(ts, "")
-	if again := m.load(ts, ""); !same(first.Steers, again.Steers) {
-		t.Error("read again although nothing has changed")
+	whole := m.load(ts, "")
+	first := ts.Remembered("")
+	for range 2 {
+		c := m.load(ts, "")
+		if !same(first.Steers, ts.Remembered("").Steers) {
+			t.Error("read again although nothing has changed")
+		}
+		if !reflect.DeepEqual(c, whole) {
+			t.Errorf("got %+v, want %+v", c, whole)
+		}
+		// It is the caller's.
+		clear(c.Peers)
+		clear(c.Steers)
+		clear(c.Zones)
 	}
 	m.apply(ts, "vpx-red", everything())
-	if again := m.load(ts, ""); !same(first.Steers, again.Steers) {
+	if m.load(ts, ""); !same(first.Steers, ts.Remembered("").Steers) {
 		t.Error("read again because of another namespace")
 	}
 	m.nft("own", "add table ip somebody")
-	other := m.load(ts, "")
-	if same(first.Steers, other.Steers) {
+	if m.load(ts, ""); same(first.Steers, ts.Remembered("").Steers) {
 		t.Error("not read again after somebody's change")
 	}
 	m.nft("own", "delete table inet "+nft.TableName)
