@@ -11,10 +11,10 @@ import (
 
 // parameters keeps files of a namespace's parameters open, because some are
 // looked at again and again: an open one is read by one system call, from any
-// thread, where a visit takes a thread to the namespace and back, and can be watched. A file is the
-// parameter's for as long as that exists; reading one whose device has gone, or
-// has another name now, fails (fs/proc/proc_sysctl.c, grab_header), also if there is
-// a device of that name again.
+// thread, where a visit takes a thread to the namespace and back, and can be watched.
+// A file is the parameter's for as long as that exists; reading one whose device has
+// gone, or has another name now, fails (fs/proc/proc_sysctl.c, grab_header), also if
+// there is a device of that name again.
 type parameters struct {
 	watch *parameterWatch // nil: none can be watched
 

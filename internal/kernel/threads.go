@@ -20,8 +20,9 @@ import (
 // While a goroutine is locked the runtime starts new threads from a clean one,
 // never from the visiting one (runtime.LockOSThread).
 
-// visit calls f in a goroutine of its own, on a thread that is in the namespace ns, and takes the thread back to
-// where it was. A thread that cannot be taken back is ended.
+// visit calls f in a goroutine of its own, on a thread that is in the namespace ns,
+// and takes the thread back to where it was. A thread that cannot be taken back is
+// ended.
 func visit(ns int, f func() error) error {
 	done := make(chan error, 1)
 	go func() {

@@ -83,18 +83,20 @@ type space struct {
 	known   bool // the version is
 }
 
+// look visits a namespace.
 func (b *Backend) look(ctx context.Context, netns string) (s space, err error) {
 	if err := ctx.Err(); err != nil {
 		return s, err
 	}
-	return s, b.host.Run(ctx, netns, func() (err error) {
+	err = b.host.Run(ctx, netns, func() error {
 		// A kernel started with ipv6.disable=1 has no such file.
-		_, err = os.Stat("/proc/thread-self/net/if_inet6")
+		_, err := os.Stat("/proc/thread-self/net/if_inet6")
 		s.ipv6 = err == nil
 		s.version, err = nft.VersionHere()
 		s.known = err == nil
 		return nil
 	})
+	return s, err
 }
 
 // open connects to a namespace and says whether it has IPv6.
@@ -130,8 +132,9 @@ func (b *Backend) readOnce(ctx context.Context, netns string) (nat.RuleSet, erro
 	if err != nil {
 		return out, err
 	}
-	if s, ok := b.seen.Get(netns, at.version); ok && at.known {
-		return clone(s), nil
+	if last, ok := b.seen.Get(netns, at.version); ok && at.known {
+		last.NoIPv6 = !at.ipv6 // no transaction tells of that
+		return clone(last), nil
 	}
 	s, err := nft.Open(ctx, netns, b.options)
 	if err != nil {
